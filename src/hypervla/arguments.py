@@ -1,0 +1,108 @@
+"""From words on the command line to objects: checkpoints, images, devices, overrides. Errors name near matches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hypervla.contracts import Image, UserError
+from hypervla.embodiment import Embodiment
+
+if TYPE_CHECKING:
+    from hypervla.models.hypervla import HyperVLAConfig
+    from hypervla.training.recipe import Recipe
+
+OVERRIDABLE = ("steps", "batch_contexts", "seed", "trace")
+"""The fields of a recipe that the command line may override; anything else is a new recipe."""
+
+
+def unknown(name: str, known: Iterable[str], what: str) -> UserError:
+    """The error for a name that is not known: it gives the near matches, or all names when none is near."""
+    names = sorted(known)
+    near = get_close_matches(name, names, n=3)
+    if near:
+        return UserError(f"There is no {what} '{name}'; did you mean {' or '.join(near)}?")
+    return UserError(f"There is no {what} '{name}'; there is {', '.join(names) or 'none'}.")
+
+
+def find_checkpoint(name: str) -> Path:
+    """The folder of a checkpoint, given as a path, the name of a shipped one, `embedded`, or a hub id."""
+    from hypervla.models.checkpoint import locate
+
+    return locate(name)
+
+
+def find_model(name: str) -> HyperVLAConfig:
+    """The model of a recipe or of a checkpoint. Raises UserError when there is neither."""
+    from hypervla.models.checkpoint import locate, read_card, shipped
+    from hypervla.training.recipe import RECIPES
+
+    if name in RECIPES:
+        return RECIPES[name]().model
+    if Path(name).is_dir() or name == "embedded" or name in shipped() or "/" in name:
+        return read_card(locate(name)).config
+    raise unknown(name, [*RECIPES, *shipped(), "embedded"], "recipe or checkpoint")
+
+
+def override(recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
+    """The recipe with the fields that were given on the command line; None means not given."""
+    assert set(given) <= set(OVERRIDABLE)
+    return replace(recipe, **{field: value for field, value in given.items() if value is not None})
+
+
+def check_device(name: str) -> str:
+    """The device, if PyTorch knows it and this machine has it. Raises UserError otherwise."""
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"There is no device '{name}': say cpu, cuda or cuda:N.") from None
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if (device.index or 0) >= count:
+            raise UserError(
+                f"'{name}' was asked for, but PyTorch {torch.__version__} sees {count} CUDA devices here: "
+                f"say --device cpu, or install a CUDA build of PyTorch."
+            )
+    return name
+
+
+def read_images(words: Sequence[str], embodiment: Embodiment) -> dict[str, Image]:
+    """The first image of each camera, from FILE (a robot with one camera) or NAME=FILE.
+
+    Raises UserError for a camera the robot lacks, a camera left out, or an image of another size than the camera's.
+    """
+    images: dict[str, Image] = {}
+    for word in words:
+        name, separator, file = word.partition("=")
+        if not separator or Path(word).exists():
+            if len(embodiment.cameras) != 1:
+                cameras = ", ".join(camera.name for camera in embodiment.cameras)
+                raise UserError(f"{embodiment.name} has several cameras ({cameras}): say --image NAME={word}.")
+            name, file = embodiment.cameras[0].name, word
+        images[name] = embodiment.check_image(name, read_image(Path(file)))
+    missing = [camera.name for camera in embodiment.cameras if camera.name not in images]
+    if missing:
+        raise UserError(f"{embodiment.name} needs an image of camera {', '.join(missing)}: give --image NAME=FILE.")
+    return images
+
+
+def read_image(path: Path) -> Image:
+    """An 8-bit image file as uint8 RGB. Raises UserError when it is missing, broken or of another depth."""
+    import numpy as np
+    from PIL import Image as ImageFile
+    from PIL import UnidentifiedImageError
+
+    if not path.is_file():
+        raise UserError(f"There is no image file '{path}'.")
+    try:
+        with ImageFile.open(path) as file:
+            if file.mode not in ("RGB", "RGBA", "L", "P"):
+                raise UserError(f"'{path}' holds pixels of mode {file.mode}; convert it to 8-bit RGB.")
+            return np.asarray(file.convert("RGB"))
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise UserError(f"'{path}' is not an image that can be read ({error}): save it as PNG or JPEG.") from error

@@ -1,0 +1,332 @@
+"""`hypervla`: the commands. Each imports the floor it calls when it runs, so that --help needs none of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import tyro
+from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
+
+Flag = FlagCreatePairsOff[bool]
+Device = Annotated[str, arg(help="cpu, cuda or cuda:N.")]
+Execution = Annotated[str, arg(help="open-loop, receding-horizon:steps=N or temporal-ensemble:recency=R,every=N.")]
+Out = Annotated[Path, arg(aliases=["-o"])]
+
+DESCRIPTION = (
+    "HyperVLA: a hypernetwork reads a task once and writes the weights of the small policy that moves the robot."
+)
+
+app = tyro.extras.SubcommandApp()
+data_app = tyro.extras.SubcommandApp()
+
+
+@app.command
+def demo(*, out: Out = Path("runs/demo"), trials: int = 10, seed: int = 0, workers: int | None = None) -> None:
+    """Compile a policy for each of ten tasks, roll it out on scenes never trained on, write a report.
+
+    Example: hypervla demo
+
+    Args:
+        out: Folder for results.json and report.html.
+        trials: Attempts at each task.
+        seed: First scene of each task.
+        workers: Processes that simulate; one for each core when not given.
+    """
+    # A demonstration shows what this machine does now; it never goes on from an earlier one.
+    (out / "results.jsonl").unlink(missing_ok=True)
+    evaluate("embedded", suite="metaworld-mt10", out=out, trials=trials, seed=seed, workers=workers)
+
+
+@app.command
+def record(
+    *,
+    out: Out,
+    suite: str | None = None,
+    tasks: UseAppendAction[Annotated[tuple[str, ...], arg(name="task")]] = (),
+    episodes: tuple[int, ...] = (100,),
+    noise: float = 0.3,
+    seed: int = 0,
+    workers: int = 2,
+    max_steps: int = 400,
+) -> None:
+    """Record demonstrations of scripted experts as a LeRobot v3.0 dataset; running it again goes on.
+
+    Example: hypervla record --suite metaworld-mt10 --episodes 100 --noise 0.3 --out data/mt10
+
+    Args:
+        out: Folder of the dataset.
+        suite: Record every task of this suite.
+        tasks: Record this task, instead of a suite.
+        episodes: Successful episodes of each task: one number for all, or one for each task in order.
+        noise: Largest standard deviation of the noise on the executed actions; the recorded label stays the expert's.
+        seed: First scene of each task.
+        workers: Processes that simulate.
+        max_steps: An attempt ends after this many steps.
+    """
+    from hypervla.contracts import UserError
+
+    if (suite is None) == (not tasks):
+        raise UserError("Say what to record: either --suite NAME or one or more --task NAME.")
+    from hypervla.data.record import record as record_episodes
+    from hypervla.evaluation.suites import suite as find_suite
+    from hypervla.simulation.demonstrators.metaworld import make
+
+    chosen = tuple(find_suite(suite).tasks) if suite else tasks
+    record_episodes(
+        out,
+        chosen,
+        episodes[0] if len(episodes) == 1 else episodes,
+        make=make,
+        noise=noise,
+        seed=seed,
+        workers=workers,
+        max_steps=max_steps,
+        suite=suite or "",
+        command=shlex.join(["hypervla", *sys.argv[1:]]),
+    )
+
+
+@data_app.command(name="info")
+def data_info(folder: Positional[Path], /) -> None:
+    """Say what a LeRobot dataset holds.
+
+    Example: hypervla data info data/mt10
+
+    Args:
+        folder: The dataset.
+    """
+    from hypervla.data.lerobot import LeRobotDataset
+    from hypervla.display import dataset_summary
+
+    print(dataset_summary(LeRobotDataset(folder)))
+
+
+app.command(data_app, name="data", help="Look into datasets.")
+
+
+@app.command
+def train(
+    recipe: Positional[str],
+    /,
+    *,
+    data: Path,
+    out: Out,
+    resume: Flag = False,
+    device: Device = "cpu",
+    steps: int | None = None,
+    batch_contexts: int | None = None,
+    seed: int | None = None,
+    trace: Flag = False,
+    no_trace: Flag = False,
+) -> None:
+    """Train a recipe on a LeRobot dataset.
+
+    Example: hypervla train metaworld_small --data data/mt10 --out runs/mt10
+
+    Args:
+        recipe: Name of the recipe.
+        data: Folder of the dataset.
+        out: Folder for checkpoints and logs.
+        resume: Continue the interrupted run in --out, bit for bit.
+        steps: Override the recipe's number of steps.
+        batch_contexts: Override the recipe's task contexts per batch.
+        seed: Override the recipe's seed.
+        trace: Compile the training step with torch.compile, whatever the recipe says.
+        no_trace: Run eagerly, whatever the recipe says.
+    """
+    from hypervla.contracts import UserError
+
+    if trace and no_trace:
+        raise UserError("Choose one of --trace and --no-trace.")
+    from hypervla.arguments import check_device, override
+    from hypervla.training.loop import train as train_recipe
+    from hypervla.training.recipe import recipe as find_recipe
+
+    traced = trace if trace or no_trace else None
+    chosen = override(
+        find_recipe(recipe), {"steps": steps, "batch_contexts": batch_contexts, "seed": seed, "trace": traced}
+    )
+    train_recipe(chosen, data, out, resume=resume, device=check_device(device))
+
+
+@app.command(name="compile")
+def compile_(
+    checkpoint: Positional[str],
+    /,
+    *,
+    instruction: str,
+    image: UseAppendAction[tuple[str, ...]],
+    out: Out,
+    device: Device = "cpu",
+) -> None:
+    """Write the task policy for one instruction and first image to a file.
+
+    Example: hypervla compile embedded --instruction "open the drawer" --image first.png -o drawer.policy.safetensors
+
+    Args:
+        checkpoint: Folder of a checkpoint, or the name of a shipped one.
+        instruction: One sentence saying what the robot should do.
+        image: First image of the camera, at the camera's size; with several cameras once for each, as NAME=FILE.
+        out: File to write.
+    """
+    from hypervla.arguments import check_device, find_checkpoint, read_images
+    from hypervla.runtime.compiler import load
+
+    compiler = load(find_checkpoint(checkpoint), check_device(device))
+    policy = compiler.compile(instruction, read_images(image, compiler.embodiment))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    policy.save(out)
+    print(f"Wrote {out}: {policy.layout.size:,} generated weights for '{instruction}'.")
+
+
+@app.command
+def act(
+    checkpoint: Positional[str],
+    /,
+    *,
+    suite: str = "metaworld",
+    task: str,
+    instruction: str,
+    video: Path,
+    seed: int = 0,
+    execution: Execution = "temporal-ensemble",
+    device: Device = "cpu",
+) -> None:
+    """Try one sentence of your own in the simulator and film it.
+
+    Example: hypervla act embedded --task drawer-open-v3 --instruction "open the drawer" --video out.mp4
+
+    Args:
+        checkpoint: Folder of a checkpoint, or the name of a shipped one.
+        suite: The suite the task belongs to.
+        task: The scene, by the name of its task.
+        instruction: One sentence saying what the robot should do.
+        video: Film to write (mp4).
+        seed: Which scene of the task; never one that was trained on.
+    """
+    from hypervla.arguments import check_device, find_checkpoint
+    from hypervla.evaluation import rollout
+    from hypervla.evaluation.suites import suite as find_suite
+    from hypervla.runtime.execution import execution_mode
+
+    found = find_suite(suite).only([task])
+    trial = rollout.act(
+        find_checkpoint(checkpoint),
+        found,
+        task,
+        instruction=instruction,
+        seed=seed,
+        execution=execution_mode(execution, found.embodiment),
+        video=video,
+        device=check_device(device),
+    )
+    print(f"{'Success' if trial.success else 'No success'} after {trial.steps} steps: {video}")
+
+
+@app.command(name="eval")
+def evaluate(
+    checkpoint: Positional[str],
+    /,
+    *,
+    suite: str,
+    trials: int = 10,
+    seed: int = 0,
+    workers: int | None = None,
+    out: Out = Path("runs/eval"),
+    held_out_instructions: Flag = False,
+    execution: Execution = "temporal-ensemble",
+    device: Device = "cpu",
+) -> None:
+    """Roll a checkpoint out on a suite; print success per task and write results.json and report.html.
+
+    Example: hypervla eval embedded --suite metaworld-mt10 --trials 10 --seed 0
+
+    Args:
+        checkpoint: Folder of a checkpoint, or the name of a shipped one.
+        suite: Name of the suite.
+        trials: Attempts at each task.
+        seed: First scene of each task.
+        workers: Processes that simulate; one for each core when not given.
+        out: Folder for the report.
+        held_out_instructions: Ask with the paraphrases kept out of training.
+    """
+    from rich.console import Console
+
+    from hypervla.arguments import check_device, find_checkpoint
+    from hypervla.display import trial_progress
+    from hypervla.evaluation import film, report, rollout
+    from hypervla.evaluation.suites import suite as find_suite
+    from hypervla.runtime.execution import execution_mode
+
+    path, found, console = find_checkpoint(checkpoint), find_suite(suite), Console()
+    with trial_progress(console) as on_trial:
+        results = rollout.evaluate(
+            path,
+            found,
+            trials=trials,
+            seed=seed,
+            execution=execution_mode(execution, found.embodiment),
+            out=out,
+            workers=workers,
+            device=check_device(device),
+            instructions="held_out" if held_out_instructions else "canonical",
+            on_trial=on_trial,
+        )
+    page = report.write(results, film.load_filmstrips(out / "films"), out)
+    console.print(report.table(results))
+    console.print(f"The report is in {page}", soft_wrap=True)
+
+
+@app.command
+def info(name: Positional[str], /, *, as_json: Annotated[Flag, arg(name="json")] = False) -> None:
+    """Count a model's parameters and operations, beside the paper's figures where it has any.
+
+    Example: hypervla info paper
+
+    Args:
+        name: A recipe, the folder of a checkpoint, or the name of a shipped one.
+        as_json: Print the numbers only, as JSON.
+    """
+    from hypervla import benchmark
+    from hypervla.arguments import find_model
+
+    if as_json:
+        print(json.dumps(benchmark.describe(find_model(name))))
+        return
+    from rich.console import Console
+
+    Console().print(benchmark.table(name, find_model(name)))
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """End with one line on stderr."""
+    print("hypervla: " + " ".join(message.split()), file=sys.stderr)
+    raise SystemExit(code)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command. Exit code 0: done; 2: something the user can put right, said in one line; 130: interrupted."""
+    try:
+        app.cli(prog="hypervla", description=DESCRIPTION, args=arguments)
+    except KeyboardInterrupt as interrupt:
+        fail(str(interrupt) or "Interrupted.", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except Exception as error:
+        from hypervla.failures import explain
+
+        message = explain(error)
+        if message is None:
+            raise
+        fail(f"error: {message}", 2)
+
+
+if __name__ == "__main__":
+    main()

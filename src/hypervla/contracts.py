@@ -1,0 +1,184 @@
+"""The nouns that cross the borders of hypervla, and the protocols they travel through. NumPy only."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Bool, Float32, UInt8
+
+if TYPE_CHECKING:
+    from hypervla.embodiment import Embodiment
+
+Image = UInt8[np.ndarray, "height width 3"]
+MAX_INSTRUCTION_CHARACTERS = 500
+
+
+class UserError(ValueError):
+    """Something the user can put right; its message says what was wanted, what came and what to do."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the robot sees and feels at one step."""
+
+    images: Mapping[str, Image]
+    """uint8 RGB by camera name, as the camera delivers it (before crop and resize)."""
+    proprio: Float32[np.ndarray, " P"] | None = None
+    """The robot's own state, in the embodiment's units."""
+
+
+@dataclass(frozen=True)
+class TaskContext:
+    """What is known before acting: the instruction and the first image of each camera."""
+
+    instruction: str
+    images: Mapping[str, Image]
+
+    def __post_init__(self) -> None:
+        if not self.instruction.strip():
+            raise UserError("The instruction is empty: say in one sentence what the robot should do.")
+        if len(self.instruction) > MAX_INSTRUCTION_CHARACTERS:
+            raise UserError(
+                f"The instruction has {len(self.instruction)} characters, more than the "
+                f"{MAX_INSTRUCTION_CHARACTERS} allowed: shorten it to one sentence."
+            )
+
+
+@dataclass(frozen=True)
+class ActionChunk:
+    """H future actions in the robot's own units, the next one first."""
+
+    actions: Float32[np.ndarray, "H A"]
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+    def first(self, count: int) -> ActionChunk:
+        """The first `count` actions of this chunk."""
+        return ActionChunk(self.actions[:count])
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One recorded attempt at a task: T observations and the T actions a demonstrator chose there."""
+
+    instruction: str
+    images: Mapping[str, UInt8[np.ndarray, "T height width 3"]]
+    actions: Float32[np.ndarray, "T A"]
+    proprio: Float32[np.ndarray, "T P"] | None = None
+    success: Bool[np.ndarray, " T"] | None = None
+    environment_state: Float32[np.ndarray, "T S"] | None = None
+    """What the simulator knows and the robot does not (object poses); never an input of a policy."""
+    source: Mapping[str, Any] = field(default_factory=dict)
+    """Where it came from: suite, task, seed, action noise."""
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of executing a chunk."""
+
+    success: bool
+    steps: int
+    """Control steps carried out; fewer than the chunk holds when the task succeeded on the way."""
+
+
+Kind = Literal["kernel", "bias", "scale", "position"]
+
+
+@dataclass(frozen=True)
+class WeightSpec:
+    """One generated tensor: its name, shape and what it is (which decides initialisation and weight decay)."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: Kind
+    fan: tuple[int, int] | None = None
+    """Fan-in and fan-out of a kernel, for its initialisation."""
+    xavier: bool = False
+    """Xavier-uniform (attention and MLP kernels) instead of LeCun-normal."""
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class WeightLayout:
+    """Names, shapes and offsets of the generated weights inside one flat vector of W numbers."""
+
+    specs: tuple[WeightSpec, ...]
+
+    @cached_property
+    def size(self) -> int:
+        return sum(spec.size for spec in self.specs)
+
+    @cached_property
+    def offsets(self) -> tuple[int, ...]:
+        return tuple(itertools.accumulate((spec.size for spec in self.specs[:-1]), initial=0))
+
+    def split(self, flat: Any) -> dict[str, Any]:
+        """Cut (..., W) into named views (..., *shape); works on NumPy arrays and torch tensors alike."""
+        if flat.shape[-1] != self.size:
+            raise ValueError(f"This layout holds {self.size} weights, but the vector has {flat.shape[-1]}.")
+        lead = tuple(flat.shape[:-1])
+        return {
+            spec.name: flat[..., start : start + spec.size].reshape(lead + spec.shape)
+            for spec, start in zip(self.specs, self.offsets, strict=True)
+        }
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """Anything that turns observations of one episode into action chunks."""
+
+    embodiment: Embodiment
+
+    def act(self, observation: Observation) -> ActionChunk:
+        """The next H actions, in the robot's units."""
+        ...
+
+
+@runtime_checkable
+class Environment(Protocol):
+    """A robot and a task, real or simulated; every implementation passes tests/conformance/environment.py."""
+
+    embodiment: Embodiment
+    task: str
+    instructions: Sequence[str]
+    """Ways to ask for this task; the first is the canonical one."""
+
+    def reset(self, seed: int) -> None:
+        """Start an episode; the same seed gives the same scene."""
+        ...
+
+    def observe(self) -> Observation:
+        """Look at the scene now. Costly (it renders), so it is called only when the policy re-plans."""
+        ...
+
+    def execute(self, chunk: ActionChunk) -> Outcome:
+        """Carry out the chunk's actions one after another, stopping early on success."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@runtime_checkable
+class EpisodeReader(Protocol):
+    """A folder of recorded episodes."""
+
+    embodiment: Embodiment
+    digest: str
+    """sha256 that changes when any of the data does."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Episode]: ...

@@ -1,0 +1,155 @@
+"""Robots as a policy sees them: cameras, action space, gripper convention, control rate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from hypervla.contracts import ActionChunk, Observation, UserError
+
+
+@dataclass(frozen=True)
+class Camera:
+    """One camera: the size of its images and the part of them a policy looks at."""
+
+    name: str
+    height: int
+    width: int
+    crop: tuple[int, int, int, int] | None = None
+    """(top, left, height, width) in pixels of the camera's image; None is the whole image."""
+
+    @property
+    def view_size(self) -> tuple[int, int]:
+        """Height and width of what a policy looks at."""
+        return self.crop[2:] if self.crop else (self.height, self.width)
+
+    def view(self, image: UInt8[np.ndarray, "*T height width 3"]) -> UInt8[np.ndarray, "*T h w 3"]:
+        """The part of the image, or of each image, that a policy looks at."""
+        top, left, height, width = self.crop or (0, 0, self.height, self.width)
+        return image[..., top : top + height, left : left + width, :]
+
+
+@dataclass(frozen=True)
+class Gripper:
+    """Which entry of the action drives the gripper, and the commands that open and close it."""
+
+    index: int
+    open: float
+    closed: float
+
+
+@dataclass(frozen=True)
+class Embodiment:
+    """A robot as the policy sees it. Facts only: nothing above asks which robot this is."""
+
+    name: str
+    cameras: tuple[Camera, ...]
+    action_names: tuple[str, ...]
+    action_low: tuple[float, ...]
+    action_high: tuple[float, ...]
+    proprio_names: tuple[str, ...]
+    control_hz: float
+    gripper: Gripper | None
+
+    @property
+    def action_size(self) -> int:
+        return len(self.action_names)
+
+    @property
+    def proprio_size(self) -> int:
+        return len(self.proprio_names)
+
+    def camera(self, name: str) -> Camera:
+        """The camera of that name. Raises UserError naming the known ones."""
+        for camera in self.cameras:
+            if camera.name == name:
+                return camera
+        known = ", ".join(camera.name for camera in self.cameras)
+        raise UserError(f"{self.name} has no camera '{name}'; it has {known}.")
+
+    def check_image(self, name: str, image: Any) -> UInt8[np.ndarray, "height width 3"]:
+        """The image, if it is what this camera delivers. Raises UserError otherwise."""
+        camera = self.camera(name)
+        wanted = (camera.height, camera.width, 3)
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape != wanted:
+            shape, dtype = getattr(image, "shape", "no shape"), getattr(image, "dtype", type(image).__name__)
+            raise UserError(
+                f"Camera '{name}' of {self.name} delivers uint8 images of shape {wanted}, but {dtype} {shape} came: "
+                f"resize the image or convert it to uint8 RGB."
+            )
+        return image
+
+    def check_observation(self, observation: Observation, *, needs_proprio: bool) -> None:
+        """Refuse an observation this robot cannot have made. Raises UserError."""
+        for camera in self.cameras:
+            if camera.name not in observation.images:
+                raise UserError(
+                    f"The observation lacks camera '{camera.name}'; it has {sorted(observation.images) or 'no images'}."
+                )
+            self.check_image(camera.name, observation.images[camera.name])
+        if not needs_proprio:
+            return
+        proprio = observation.proprio
+        if proprio is None or proprio.shape != (self.proprio_size,):
+            came = "none" if proprio is None else f"shape {proprio.shape}"
+            raise UserError(
+                f"This policy reads proprio of {self.proprio_size} numbers {list(self.proprio_names)}, but {came} came."
+            )
+        if not np.isfinite(proprio).all():
+            raise UserError(f"The proprio holds NaN or infinite numbers ({proprio.tolist()}): check the robot's state.")
+
+    def clip(self, actions: Float32[np.ndarray, "H A"]) -> ActionChunk:
+        """Actions kept inside the robot's limits."""
+        low, high = np.float32(self.action_low), np.float32(self.action_high)
+        return ActionChunk(np.clip(actions, low, high).astype(np.float32))
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Embodiment:
+        """The inverse of `to_json`."""
+
+        def camera(row: Mapping[str, Any]) -> Camera:
+            return Camera(row["name"], row["height"], row["width"], tuple(row["crop"]) if row["crop"] else None)
+
+        return Embodiment(
+            name=data["name"],
+            cameras=tuple(camera(row) for row in data["cameras"]),
+            action_names=tuple(data["action_names"]),
+            action_low=tuple(data["action_low"]),
+            action_high=tuple(data["action_high"]),
+            proprio_names=tuple(data["proprio_names"]),
+            control_hz=data["control_hz"],
+            gripper=Gripper(**data["gripper"]) if data["gripper"] else None,
+        )
+
+
+METAWORLD_SAWYER = Embodiment(
+    name="metaworld-sawyer",
+    cameras=(Camera("corner2", height=192, width=192, crop=(44, 54, 128, 128)),),
+    action_names=("dx", "dy", "dz", "gripper"),
+    action_low=(-1.0, -1.0, -1.0, -1.0),
+    action_high=(1.0, 1.0, 1.0, 1.0),
+    proprio_names=("hand_x", "hand_y", "hand_z", "gripper_opening"),
+    control_hz=80.0,
+    gripper=Gripper(index=3, open=-1.0, closed=0.6),
+)
+"""Metaworld's Sawyer. Its scripted experts close the gripper with 0.6 to 1.0; 0.6 keeps all of them (docs/log.md)."""
+
+WIDOWX = Embodiment(
+    name="widowx",
+    cameras=(Camera("3rd_view_camera", height=480, width=640),),
+    action_names=("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper"),
+    action_low=(-0.05, -0.05, -0.05, -0.25, -0.25, -0.25, -1.0),
+    action_high=(0.05, 0.05, 0.05, 0.25, 0.25, 0.25, 1.0),
+    proprio_names=(),
+    control_hz=5.0,
+    gripper=Gripper(index=6, open=1.0, closed=-1.0),
+)
+
+EMBODIMENTS: Mapping[str, Embodiment] = {robot.name: robot for robot in (METAWORLD_SAWYER, WIDOWX)}

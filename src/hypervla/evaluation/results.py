@@ -1,0 +1,284 @@
+"""What an evaluation found: every trial, its conditions, and the journal that survives an interruption."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Float32
+
+from hypervla.contracts import UserError
+from hypervla.evaluation.intervals import PairedDifference, Rate
+
+FORMAT = 1
+STAGES = ("preprocessing", "backbone", "policy", "total")
+"""What the time of one act is spent on: image preprocessing, shared backbone, generated policy; and all of it."""
+
+StageSeconds = Float32[np.ndarray, "acts 4"]
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """All that must be equal for two evaluations to be the same one; an interrupted one goes on only under these."""
+
+    suite: str
+    tasks: tuple[str, ...]
+    trials: int
+    """Trials of each task."""
+    seed: int
+    instructions: str
+    execution: str
+    max_steps: int
+    success_rule: str
+    scene: str
+    embodiment: str
+    checkpoint: str
+    """Digest of the checkpoint."""
+    device: str
+    commit: str
+    """Commit of the code that ran."""
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Conditions:
+        return Conditions(**{**data, "tasks": tuple(data["tasks"])})
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One attempt at a task. A trial that crashed is a failure that keeps its error."""
+
+    task: str
+    trial: int
+    environment_seed: int
+    instruction: str
+    success: bool
+    steps: int
+    error: str | None
+    compile_seconds: float | None
+    """Instruction and first image to generated weights; None when it never came to that."""
+    acts: int
+    """How many times the policy looked and predicted."""
+    wall_seconds: float
+
+    @property
+    def name(self) -> tuple[str, int]:
+        return self.task, self.trial
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """A trial and the raw seconds of each of its acts."""
+
+    trial: Trial
+    seconds: StageSeconds
+
+    def to_json(self) -> dict[str, Any]:
+        microseconds = np.rint(self.seconds * 1e6).astype(int)
+        return {**asdict(self.trial), "act_microseconds": microseconds.tolist()}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> TrialRecord:
+        microseconds = np.array(data["act_microseconds"], np.float32).reshape(-1, len(STAGES))
+        return TrialRecord(_trial(data), (microseconds / 1e6).astype(np.float32))
+
+
+@dataclass(frozen=True)
+class Percentiles:
+    """Seconds that 50, 95 and 99 of 100 stay within."""
+
+    p50: float
+    p95: float
+    p99: float
+
+    @staticmethod
+    def of(values: Float[np.ndarray, " n"]) -> Percentiles | None:
+        """None for no values."""
+        return Percentiles(*(float(value) for value in np.percentile(values, (50, 95, 99)))) if values.size else None
+
+
+@dataclass(frozen=True)
+class Results:
+    """Every trial of an evaluation, in order, and where they came from."""
+
+    conditions: Conditions
+    trials: tuple[Trial, ...]
+    latency: Mapping[str, Percentiles]
+    """Seconds by stage of an act (see STAGES) and `compile`, over all trials; stages never reached are absent."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """Checkpoint, machine, versions, command: recorded, not compared."""
+
+    @staticmethod
+    def of(conditions: Conditions, records: Iterable[TrialRecord], provenance: Mapping[str, Any]) -> Results:
+        """Results of all the trials the conditions ask for."""
+        order = {task: place for place, task in enumerate(conditions.tasks)}
+        ordered = sorted(records, key=lambda record: (order[record.trial.task], record.trial.trial))
+        assert [record.trial.name for record in ordered] == [
+            (task, trial) for task in conditions.tasks for trial in range(conditions.trials)
+        ], "every trial is accounted for, once"
+        trials = tuple(record.trial for record in ordered)
+        seconds = np.concatenate([record.seconds for record in ordered])
+        found = {stage: Percentiles.of(seconds[:, column]) for column, stage in enumerate(STAGES)}
+        compiling = [trial.compile_seconds for trial in trials if trial.compile_seconds is not None]
+        found["compile"] = Percentiles.of(np.array(compiling))
+        return Results(conditions, trials, {name: row for name, row in found.items() if row}, provenance)
+
+    @cached_property
+    def overall(self) -> Rate:
+        """Successes over all trials; the tasks weigh the same, having equally many."""
+        return Rate(sum(trial.success for trial in self.trials), len(self.trials))
+
+    @cached_property
+    def by_task(self) -> Mapping[str, Rate]:
+        return {
+            task: Rate(sum(trial.success for trial in trials), len(trials))
+            for task, trials in self.trials_by_task.items()
+        }
+
+    @cached_property
+    def trials_by_task(self) -> Mapping[str, tuple[Trial, ...]]:
+        return {task: tuple(t for t in self.trials if t.task == task) for task in self.conditions.tasks}
+
+    @property
+    def errors(self) -> int:
+        return sum(trial.error is not None for trial in self.trials)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "conditions": asdict(self.conditions),
+            "overall": _rate_row(self.overall) | {"errors": self.errors},
+            "tasks": [{"task": task} | _rate_row(rate) for task, rate in self.by_task.items()],
+            "latency_seconds": {stage: asdict(row) for stage, row in self.latency.items()},
+            "provenance": dict(self.provenance),
+            "trials": [asdict(trial) for trial in self.trials],
+        }
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Results:
+        """The inverse of `to_json`; summaries are counted again. Raises UserError on a foreign format."""
+        if data.get("format") != FORMAT:
+            raise UserError(
+                f"These results have format {data.get('format')}, but this version reads {FORMAT}: evaluate again."
+            )
+        return Results(
+            conditions=Conditions.from_json(data["conditions"]),
+            trials=tuple(_trial(row) for row in data["trials"]),
+            latency={stage: Percentiles(**row) for stage, row in data["latency_seconds"].items()},
+            provenance=data["provenance"],
+        )
+
+    def save(self, path: Path) -> None:
+        """Write the file whole or not at all. Raises UserError when the disk refuses."""
+        write_atomically(path, (json.dumps(self.to_json(), indent=1) + "\n").encode())
+
+    @staticmethod
+    def load(path: Path) -> Results:
+        """Results written by `save`. Raises UserError for anything else."""
+        try:
+            data = json.loads(path.read_text())
+        except FileNotFoundError as error:
+            raise UserError(f"There are no results at {path}: `hypervla eval` writes them.") from error
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{path} is not a results file ({error}): give the results.json of an evaluation."
+            ) from error
+        return Results.from_json(data)
+
+
+class Journal:
+    """`results.jsonl`: the conditions, then one line per trial as it ends. Interrupted evaluations go on from it."""
+
+    def __init__(self, path: Path, conditions: Conditions) -> None:
+        """Open the journal, or start one. Raises UserError when it belongs to a different evaluation."""
+        self.path = path
+        self.records: dict[tuple[str, int], TrialRecord] = {}
+        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []  # a torn last line is dropped
+        try:
+            rows = [json.loads(line) for line in lines]
+            if rows:
+                _refuse_other(path, Conditions.from_json(rows[0]["conditions"]), conditions)
+            for row in rows[1:]:
+                record = TrialRecord.from_json(row)
+                self.records[record.trial.name] = record
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise UserError(
+                f"{path} is not the journal of an evaluation: choose another --out or delete it."
+            ) from error
+        with _disk(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("r+b" if lines else "wb")
+            self._file.truncate(sum(len(line) + 1 for line in lines))
+            self._file.seek(0, os.SEEK_END)
+        if not lines:
+            self._write({"format": FORMAT, "conditions": asdict(conditions)})
+
+    def append(self, record: TrialRecord) -> None:
+        self.records[record.trial.name] = record
+        self._write(record.to_json())
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _write(self, row: Mapping[str, Any]) -> None:
+        with _disk(self.path):
+            self._file.write(json.dumps(row, separators=(",", ":")).encode() + b"\n")
+            self._file.flush()
+
+
+def paired(first: Results, second: Results) -> PairedDifference:
+    """Second minus first on the same tasks and scenes. Raises UserError unless both tried exactly the same ones."""
+    before = {(trial.task, trial.environment_seed): trial.success for trial in first.trials}
+    after = {(trial.task, trial.environment_seed): trial.success for trial in second.trials}
+    if not before or before.keys() != after.keys():
+        raise UserError(
+            f"Paired results want the same scenes twice, but {len(before.keys() & after.keys())} of {len(before)} and "
+            f"{len(after)} are shared: evaluate both with the same suite, tasks, trials and seed."
+        )
+    gained = sum(after[scene] and not success for scene, success in before.items())
+    lost = sum(success and not after[scene] for scene, success in before.items())
+    return PairedDifference(pairs=len(before), gained=gained, lost=lost)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all. Raises UserError when the disk refuses."""
+    partial = path.with_name(f".{path.name}.partial")
+    with _disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(content)
+        os.replace(partial, path)
+
+
+@contextmanager
+def _disk(path: Path) -> Iterator[None]:
+    """Turns what the operating system says about a path into one sentence for the user."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path} could not be written ({error.strerror}): free the disk or choose another --out."
+        ) from error
+
+
+def _refuse_other(path: Path, there: Conditions, here: Conditions) -> None:
+    different = [row.name for row in fields(Conditions) if getattr(there, row.name) != getattr(here, row.name)]
+    if different:
+        name = different[0]
+        raise UserError(
+            f"{path} is of another evaluation ({name} is {getattr(there, name)} there, {getattr(here, name)} here): "
+            f"choose another --out, or delete that folder."
+        )
+
+
+def _trial(row: Mapping[str, Any]) -> Trial:
+    return Trial(**{column.name: row[column.name] for column in fields(Trial)})
+
+
+def _rate_row(rate: Rate) -> dict[str, Any]:
+    return {"successes": rate.successes, "trials": rate.trials, "rate": rate.mean, **asdict(rate.interval)}

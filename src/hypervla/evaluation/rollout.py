@@ -1,0 +1,121 @@
+"""Evaluate a checkpoint on a suite, or let it carry out one sentence of your own on film."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+from hypervla.contracts import UserError
+from hypervla.evaluation.film import PLAYBACK_HZ, Film, caption, write_video
+from hypervla.evaluation.provenance import code_commit, cores, machine
+from hypervla.evaluation.results import Conditions, Journal, Results, Trial
+from hypervla.evaluation.suites import InstructionSet, Suite, environment_seed
+from hypervla.evaluation.trial import Load, Ticket, check_embodiment, load_compiler, roll_out, tickets
+from hypervla.evaluation.workers import Crew, Job
+from hypervla.runtime.execution import Execution
+
+
+def evaluate(
+    checkpoint: Path,
+    suite: Suite,
+    *,
+    trials: int,
+    seed: int,
+    execution: Execution,
+    out: Path,
+    workers: int | None = None,
+    device: str = "cpu",
+    instructions: InstructionSet = "canonical",
+    on_trial: Callable[[Trial, int, int], None] = lambda trial, done, total: None,
+    load: Load = load_compiler,
+) -> Results:
+    """Try every task of a suite `trials` times, several environments at once, and write OUT/results.json.
+
+    Every finished trial is kept in OUT/results.jsonl, so that the same call goes on where an interrupted one stopped
+    and a different one is refused. `on_trial(trial, done, total)` hears of each. Films of the first trial of each task
+    lie in OUT/films. Raises UserError for what the user can put right, KeyboardInterrupt with one line on Ctrl-C.
+    """
+    if trials < 1:
+        raise UserError(f"An evaluation wants at least 1 trial a task, but {trials} came.")
+    if workers is not None and workers < 1:
+        raise UserError(f"An evaluation wants at least 1 worker, but {workers} came.")
+    started = time.perf_counter()
+    asked = tickets(suite, trials=trials, seed=seed, instructions=instructions)
+    workers = min(workers or cores(), len(asked))
+    job = Job(checkpoint, suite, execution, device, load, films=out / "films", threads=max(1, cores() // workers))
+    with Crew(job, workers) as crew:
+        model = crew.ready()
+        conditions = Conditions(
+            suite=suite.name,
+            tasks=suite.tasks,
+            trials=trials,
+            seed=seed,
+            instructions=instructions,
+            execution=str(execution),
+            max_steps=suite.max_steps,
+            success_rule=suite.success_rule,
+            scene=suite.scene,
+            embodiment=suite.embodiment.name,
+            checkpoint=model.digest,
+            device=device,
+            commit=code_commit(),
+        )
+        with closing(Journal(out / "results.jsonl", conditions)) as journal:
+            kept = journal.records
+            try:
+                for record in crew.work([ticket for ticket in asked if (ticket.task, ticket.trial) not in kept]):
+                    journal.append(record)
+                    on_trial(record.trial, len(kept), len(asked))
+            except KeyboardInterrupt:
+                message = f"Stopped with {len(kept)} of {len(asked)} trials kept in {out}; the same command goes on."
+                raise KeyboardInterrupt(message) from None
+    provenance = {
+        "checkpoint": {"name": checkpoint.name, "digest": model.digest, **model.provenance},
+        "machine": machine() | {"device": model.device, "workers": workers, "threads_per_worker": job.threads},
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "wall_seconds": round(time.perf_counter() - started, 1),
+    }
+    results = Results.of(conditions, kept.values(), provenance)
+    results.save(out / "results.json")
+    return results
+
+
+def act(
+    checkpoint: Path,
+    suite: Suite,
+    task: str,
+    *,
+    instruction: str,
+    seed: int,
+    execution: Execution,
+    video: Path,
+    device: str = "cpu",
+    size: int = 480,
+    load: Load = load_compiler,
+) -> Trial:
+    """Ask for something in your own words, once, and film it: an MP4 with the sentence and the step below the picture.
+
+    Raises UserError for an unknown task, an instruction no policy can be compiled from, or a crash on the way.
+    """
+    suite = suite.only([task])
+    compiler = load(checkpoint, device)
+    check_embodiment(compiler, suite)
+    environment = suite.environment(task)
+    film = Film(environment, size, smooth=1, every=max(1, round(suite.embodiment.control_hz / PLAYBACK_HZ)))
+    ticket = Ticket(task, 0, environment_seed(seed, 0), instruction, filmed=True)
+    try:
+        trial = roll_out(ticket, environment, compiler, execution, suite.max_steps, film).trial
+    finally:
+        environment.close()
+    if trial.error is not None:
+        raise UserError(f"The rollout stopped after {trial.steps} steps: {trial.error}")
+    ending = f"success after {trial.steps} steps" if trial.success else f"not done after {trial.steps} steps"
+    remarks = [f"{task} · step {step}" for step in film.steps[:-1]] + [f"{task} · {ending}"]
+    frames = [caption(frame, instruction, remark) for frame, remark in zip(film.frames, remarks, strict=True)]
+    video.parent.mkdir(parents=True, exist_ok=True)
+    write_video(video, frames + frames[-1:] * round(film.hz), film.hz)  # holds the ending for a second
+    return trial

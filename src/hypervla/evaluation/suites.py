@@ -1,0 +1,120 @@
+"""Suites: pinned protocols, so that a success rate means the same thing next year."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
+
+from hypervla.contracts import Environment, UserError
+from hypervla.embodiment import METAWORLD_SAWYER, Embodiment
+
+InstructionSet = Literal["canonical", "train", "held_out"]
+"""Which sentences ask for the task: the first training sentence, all training sentences, or those kept for testing."""
+
+RECORDING_SEEDS = range(100_000)
+FIRST_EVALUATION_SEED = 1_000_000
+"""Recordings draw their scenes from RECORDING_SEEDS, so none is ever both trained on and tested."""
+TRIALS_PER_SEED = 10_000
+
+MT10 = (
+    "reach-v3",
+    "push-v3",
+    "pick-place-v3",
+    "door-open-v3",
+    "drawer-open-v3",
+    "drawer-close-v3",
+    "button-press-topdown-v3",
+    "peg-insert-side-v3",
+    "window-open-v3",
+    "window-close-v3",
+)
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Tasks, and everything about how they are tried that a success rate depends on."""
+
+    name: str
+    tasks: tuple[str, ...]
+    embodiment: Embodiment
+    environment: Callable[[str], Environment]
+    """Makes the environment of a task; a module's function (or a partial of one), so that workers can be sent it."""
+    sentences: Callable[[str, InstructionSet], Sequence[str]]
+    """The instructions of a task, by set."""
+    success_rule: str
+    """One sentence for the report."""
+    scene: str = ""
+    """What the policy may see that a reader should know about."""
+    max_steps: int = 400
+
+    def only(self, tasks: Sequence[str]) -> Suite:
+        """This suite with some of its tasks, in the suite's order. Raises UserError for a task it does not have."""
+        for task in tasks:
+            if task not in self.tasks:
+                raise UserError(f"Suite '{self.name}' has no task '{task}'; {_nearest(task, self.tasks)}")
+        return replace(self, tasks=tuple(task for task in self.tasks if task in tasks))
+
+    def instruction(self, task: str, instructions: InstructionSet, trial: int) -> str:
+        """The sentence that asks for the task in this trial: sets of several sentences take turns."""
+        sentences = self.sentences(task, instructions)
+        return sentences[trial % len(sentences)]
+
+
+def suite(name: str) -> Suite:
+    """The suite of that name. Raises UserError naming near matches."""
+    if name not in SUITES:
+        raise UserError(f"There is no suite '{name}'; {_nearest(name, SUITES)}")
+    return SUITES[name]()
+
+
+def environment_seed(seed: int, trial: int) -> int:
+    """The seed of a trial's scene; evaluation seeds and recording seeds never meet. Raises UserError out of range."""
+    if seed < 0:
+        raise UserError(f"The evaluation seed must be 0 or more, but {seed} came.")
+    if not 0 <= trial < TRIALS_PER_SEED:
+        raise UserError(
+            f"A seed holds {TRIALS_PER_SEED:,} trials a task, but trial {trial:,} was asked for: use more seeds."
+        )
+    return FIRST_EVALUATION_SEED + TRIALS_PER_SEED * seed + trial
+
+
+def _metaworld(name: str, tasks: tuple[str, ...] | None, goal_visible: bool) -> Suite:
+    from hypervla.simulation import metaworld
+
+    return Suite(
+        name=name,
+        tasks=tasks or tuple(metaworld.tasks()),
+        embodiment=METAWORLD_SAWYER,
+        environment=partial(_metaworld_environment, goal_visible=goal_visible),
+        sentences=_metaworld_sentences,
+        success_rule="Metaworld's own success signal, at any step.",
+        scene="The goal marker is visible where Metaworld draws one." if goal_visible else "The goal marker is hidden.",
+    )
+
+
+def _metaworld_environment(task: str, goal_visible: bool) -> Environment:
+    from hypervla.simulation.metaworld import MetaworldEnvironment
+
+    return MetaworldEnvironment(task, goal_visible=goal_visible)
+
+
+def _metaworld_sentences(task: str, instructions: InstructionSet) -> tuple[str, ...]:
+    from hypervla.simulation import metaworld
+
+    known = metaworld.tasks()[task]
+    return {"canonical": known.train[:1], "train": known.train, "held_out": known.held_out}[instructions]
+
+
+def _nearest(name: str, known: Sequence[str] | dict) -> str:
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}."
+
+
+SUITES: dict[str, Callable[[], Suite]] = {
+    "metaworld": partial(_metaworld, "metaworld", None, True),
+    "metaworld-mt10": partial(_metaworld, "metaworld-mt10", MT10, True),
+    "metaworld-mt10-hidden-goal": partial(_metaworld, "metaworld-mt10-hidden-goal", MT10, False),
+}

@@ -1,0 +1,150 @@
+"""One trial: compile from the first image, then look, act and execute until success or the last step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+
+from hypervla.contracts import ActionChunk, Environment, Image, Observation, UserError
+from hypervla.embodiment import Embodiment
+from hypervla.evaluation.film import Film
+from hypervla.evaluation.results import STAGES, Trial, TrialRecord
+from hypervla.evaluation.suites import InstructionSet, Suite, environment_seed
+from hypervla.runtime.execution import Execution
+from hypervla.runtime.task_policy import Timing
+
+Answer = TypeVar("Answer")
+
+
+@runtime_checkable
+class TimedPolicy(Protocol):
+    """A task policy that says where its time went."""
+
+    @property
+    def last_timing(self) -> Timing: ...
+
+    def act(self, observation: Observation) -> ActionChunk: ...
+
+
+@runtime_checkable
+class Compiler(Protocol):
+    """Turns an instruction and first images into a task policy (runtime/compiler.py)."""
+
+    @property
+    def embodiment(self) -> Embodiment: ...
+
+    @property
+    def digest(self) -> str: ...
+
+    @property
+    def provenance(self) -> Mapping[str, Any]: ...
+
+    def compile(self, instruction: str, images: Mapping[str, Image]) -> TimedPolicy: ...
+
+
+Load = Callable[[Path, str], Compiler]
+"""Loads a checkpoint onto a device."""
+
+
+def load_compiler(checkpoint: Path, device: str) -> Compiler:
+    """The compiler of runtime/, imported here because it brings PyTorch."""
+    from hypervla.runtime.compiler import load
+
+    return load(checkpoint, device=device)
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """One trial to be made."""
+
+    task: str
+    trial: int
+    environment_seed: int
+    instruction: str
+    filmed: bool
+
+    def record(self, *, started: float, seconds: Sequence[Sequence[float]] = (), **found: Any) -> TrialRecord:
+        """The row this ticket comes to; `found` overrides the row of a trial that went nowhere."""
+        row: dict[str, Any] = {"success": False, "steps": 0, "error": None, "compile_seconds": None} | found
+        trial = Trial(
+            task=self.task,
+            trial=self.trial,
+            environment_seed=self.environment_seed,
+            instruction=self.instruction,
+            acts=len(seconds),
+            wall_seconds=time.perf_counter() - started,
+            **row,
+        )
+        return TrialRecord(trial, np.array(seconds, np.float32).reshape(-1, len(STAGES)))
+
+
+def tickets(suite: Suite, *, trials: int, seed: int, instructions: InstructionSet) -> list[Ticket]:
+    """Every trial of an evaluation, task by task; the first of each task is filmed."""
+    return [
+        Ticket(
+            task=task,
+            trial=trial,
+            environment_seed=environment_seed(seed, trial),
+            instruction=suite.instruction(task, instructions, trial),
+            filmed=trial == 0,
+        )
+        for task in suite.tasks
+        for trial in range(trials)
+    ]
+
+
+def roll_out(
+    ticket: Ticket,
+    environment: Environment,
+    compiler: Compiler,
+    execution: Execution,
+    max_steps: int,
+    film: Film | None = None,
+) -> TrialRecord:
+    """Make one trial. What goes wrong on the way becomes the error of its row: a crash is a failure, not a gap."""
+    started = time.perf_counter()
+    seconds: list[tuple[float, ...]] = []
+    steps, success, compile_seconds, error = 0, False, None, None
+    try:
+        environment.reset(ticket.environment_seed)
+        execution.reset()
+        if film is not None:
+            film.look(0)
+        observation = environment.observe()
+        policy, compile_seconds = _timed(lambda: compiler.compile(ticket.instruction, observation.images))
+        while not success and steps < max_steps:
+            if steps:
+                observation = environment.observe()
+            chunk, total = _timed(lambda seen=observation: policy.act(seen))
+            timing = policy.last_timing
+            seconds.append((timing.preprocessing, timing.backbone, timing.policy, total))
+            outcome = environment.execute(execution.next(chunk).first(max_steps - steps))
+            assert outcome.steps > 0, "the environment carried out no action"
+            steps, success = steps + outcome.steps, outcome.success
+            if film is not None:
+                film.look(steps, last=success or steps >= max_steps)
+    except Exception as crash:
+        success, error = False, f"{type(crash).__name__}: {crash}"
+    return ticket.record(
+        started=started, seconds=seconds, success=success, steps=steps, error=error, compile_seconds=compile_seconds
+    )
+
+
+def check_embodiment(compiler: Compiler, suite: Suite) -> None:
+    """Raises UserError when the checkpoint drives another robot than the suite's."""
+    if compiler.embodiment.name != suite.embodiment.name:
+        raise UserError(
+            f"Suite '{suite.name}' wants a policy for {suite.embodiment.name}, but this checkpoint drives "
+            f"{compiler.embodiment.name}: choose another checkpoint or suite."
+        )
+
+
+def _timed(call: Callable[[], Answer]) -> tuple[Answer, float]:
+    started = time.perf_counter()
+    answer = call()
+    return answer, time.perf_counter() - started

@@ -1,0 +1,231 @@
+"""A trained model on disk: model.safetensors and checkpoint.json in one folder. No pickle."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hypervla.contracts import UserError
+from hypervla.embodiment import Embodiment
+from hypervla.models.action_head import LinearHead, ReleasedHead
+from hypervla.models.backbones import T5_BASE, ConvNet, DinoV2, InstructionEncoder
+from hypervla.models.hypernetwork import HypernetworkConfig
+from hypervla.models.hypervla import HyperVLA, HyperVLAConfig, PolicyConfig
+
+FORMAT = 1
+EMBEDDED = "metaworld_small"
+"""The shipped checkpoint that `hypervla demo` runs and that the word `embedded` stands for."""
+BACKBONE = "backbone."
+WEIGHTS, CARD = "model.safetensors", "checkpoint.json"
+CONFIGS = {
+    cls.__name__: cls
+    for cls in (HyperVLAConfig, PolicyConfig, HypernetworkConfig, ConvNet, DinoV2, InstructionEncoder)
+} | {cls.__name__: cls for cls in (ReleasedHead, LinearHead)}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What checkpoint.json says about the weights beside it."""
+
+    config: HyperVLAConfig
+    embodiment: Embodiment
+    normalisation: Mapping[str, Any]
+    """Action and proprio statistics, as data/normalize.py writes them."""
+    provenance: Mapping[str, Any]
+    """Recipe, steps, dataset digest, commit, command."""
+    digest: str
+    """sha256 of the weights file."""
+
+    def backbone_digest(self, weights: Mapping[str, Tensor]) -> str:
+        """sha256 of all that a task policy relies on besides its own weights: shared backbone, shapes and head."""
+        parts = dataclasses.replace(self.config, instruction_encoder=T5_BASE, hypernetwork=HypernetworkConfig())
+        digest = hashlib.sha256(json.dumps(config_to_json(parts), sort_keys=True).encode())
+        for name in sorted(weights):
+            if name.startswith(BACKBONE):
+                digest.update(name.encode())
+                digest.update(weights[name].contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+
+def save(
+    folder: Path,
+    weights: Mapping[str, Tensor],
+    *,
+    config: HyperVLAConfig,
+    embodiment: Embodiment,
+    normalisation: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    dtype: torch.dtype,
+) -> None:
+    """Write a checkpoint; the card, without which it is not accepted, comes last and in one move."""
+    from safetensors.torch import save as to_bytes
+
+    data = to_bytes({name: value.detach().to("cpu", dtype).contiguous() for name, value in weights.items()})
+    folder.mkdir(parents=True, exist_ok=True)
+    card = {
+        "format": FORMAT,
+        "weights_sha256": hashlib.sha256(data).hexdigest(),
+        "model": config_to_json(config),
+        "embodiment": embodiment.to_json(),
+        "normalisation": dict(normalisation),
+        "provenance": dict(provenance),
+    }
+    write_atomically(folder / WEIGHTS, data)
+    write_atomically(folder / CARD, (json.dumps(card, indent=2) + "\n").encode())
+
+
+def read_card(folder: Path) -> Checkpoint:
+    """checkpoint.json alone. Raises UserError when the folder holds no checkpoint of ours."""
+    path = folder / CARD
+    if not path.is_file():
+        raise UserError(f"{folder} holds no checkpoint ({CARD} is missing): make one with `hypervla train`.")
+    try:
+        card = json.loads(path.read_text())
+        if card["format"] != FORMAT:
+            raise UserError(
+                f"{path} is of checkpoint format {card['format']}, but this version of hypervla reads {FORMAT}."
+            )
+        return Checkpoint(
+            config=config_from_json(card["model"]),
+            embodiment=Embodiment.from_json(card["embodiment"]),
+            normalisation=card["normalisation"],
+            provenance=card["provenance"],
+            digest=card["weights_sha256"],
+        )
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a hypervla checkpoint card ({type(error).__name__}: {error}).") from error
+
+
+def load(folder: Path, device: str = "cpu") -> tuple[HyperVLA, Checkpoint, str]:
+    """The model with its trained weights in float32, its card, and the digest of its backbone.
+
+    Raises UserError when the weights are damaged or another model's, or a frozen encoder is not to be had.
+    """
+    checkpoint = read_card(folder)
+    weights = read_weights(folder / WEIGHTS, checkpoint.digest)
+    model = HyperVLA(checkpoint.config)
+    assign(model.trained_parameters(), weights, folder)
+    return model.to(device).eval().requires_grad_(False), checkpoint, checkpoint.backbone_digest(weights)
+
+
+def load_backbone(folder: Path, device: str = "cpu") -> tuple[nn.Module, Checkpoint, str]:
+    """Only what acting needs: the shared backbone, without hypernetwork or text encoder."""
+    checkpoint = read_card(folder)
+    weights = read_weights(folder / WEIGHTS, checkpoint.digest)
+    backbone = checkpoint.config.backbone.build(pretrained=False)
+    own = {name.removeprefix(BACKBONE): value for name, value in weights.items() if name.startswith(BACKBONE)}
+    assign(dict(backbone.named_parameters()), own, folder)
+    return backbone.to(device).eval().requires_grad_(False), checkpoint, checkpoint.backbone_digest(weights)
+
+
+def locate(name: str | Path) -> Path:
+    """The folder of a checkpoint: a path, the name of a shipped one (or `embedded`), or a Hugging Face hub id.
+
+    Raises UserError naming near matches when it is none of these.
+    """
+    path, ready = Path(name), shipped()
+    if path.is_dir():
+        return path
+    if str(name) == "embedded":
+        name = EMBEDDED
+    if str(name) in ready:
+        return ready[str(name)]
+    if path.exists():
+        raise UserError(f"'{name}' is a file; a checkpoint is the folder that `hypervla train --out` wrote.")
+    if str(name).count("/") == 1 and not str(name).startswith((".", "/", "~")):
+        return _download(str(name))
+    near = difflib.get_close_matches(str(name), ready, n=3) or [*ready, "embedded"]
+    raise UserError(f"There is no checkpoint folder '{name}', nor one shipped under it; did you mean {' or '.join(near)}?")
+
+
+def _download(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=[WEIGHTS, CARD]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise UserError(
+            f"'{hub_id}' is neither a folder here nor to be had from the Hugging Face hub ({type(error).__name__}): "
+            f"check the name and the network."
+        ) from error
+
+
+def read_weights(path: Path, digest: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file whose sha256 is `digest`. Raises UserError when it is another file."""
+    from safetensors.torch import load as from_bytes
+
+    if not path.is_file():
+        raise UserError(f"{path} is missing: the checkpoint is incomplete, copy it again.")
+    data = path.read_bytes()
+    found = hashlib.sha256(data).hexdigest()
+    if found != digest:
+        raise UserError(f"{path} is damaged or foreign: sha256 {found[:12]}…, but its card says {digest[:12]}…")
+    return from_bytes(data)
+
+
+@torch.no_grad()
+def assign(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: Path) -> None:
+    """Copy `weights` into `parameters` of the same names and shapes. Raises UserError naming the first difference."""
+    missing, foreign = sorted(parameters.keys() - weights.keys()), sorted(weights.keys() - parameters.keys())
+    if missing or foreign:
+        raise UserError(
+            f"{source} holds another model: {len(missing)} tensors are missing {missing[:2]} and {len(foreign)} "
+            f"unknown {foreign[:2]}."
+        )
+    for name, parameter in parameters.items():
+        if parameter.shape != weights[name].shape:
+            raise UserError(
+                f"{source} holds another model: '{name}' has shape {tuple(weights[name].shape)}, "
+                f"wanted {tuple(parameter.shape)}."
+            )
+        parameter.copy_(weights[name])
+
+
+def config_to_json(config: Any) -> Any:
+    """A frozen configuration as JSON, each dataclass tagged with its name."""
+    if dataclasses.is_dataclass(config):
+        fields = {f.name: config_to_json(getattr(config, f.name)) for f in dataclasses.fields(config)}
+        return {"type": type(config).__name__} | fields
+    return list(config) if isinstance(config, tuple) else config
+
+
+def config_from_json(data: Any) -> Any:
+    """The inverse of `config_to_json`. Raises KeyError or TypeError for configurations of another version."""
+    if isinstance(data, dict):
+        fields = {name: config_from_json(value) for name, value in data.items() if name != "type"}
+        return CONFIGS[data["type"]](**fields)
+    return tuple(data) if isinstance(data, list) else data
+
+
+def shipped() -> Mapping[str, Path]:
+    """The checkpoints inside the package, by recipe name."""
+    folder = Path(str(files("hypervla").joinpath("checkpoints")))
+    return {path.parent.name: path.parent for path in sorted(folder.glob(f"*/{CARD}"))}
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write beside, flush to disk, then rename: readers see the old file or the new one, never a part."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise

@@ -1,0 +1,136 @@
+"""HyperVLA: backbone, hypernetwork and base policy put together, with the training loss (spec section 1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor, nn
+
+from hypervla.models.action_head import ActionHead
+from hypervla.models.backbones import InstructionEncoder, VisionBackbone
+from hypervla.models.base_policy import BasePolicy
+from hypervla.models.hypernetwork import Hypernetwork, HypernetworkConfig
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """Sizes of the base policy."""
+
+    width: int = 64
+    layers: int = 4
+    heads: int = 4
+    mlp: int = 128
+    proprio_size: int = 0
+
+
+@dataclass(frozen=True)
+class HyperVLAConfig:
+    """One complete HyperVLA model."""
+
+    backbone: VisionBackbone
+    instruction_encoder: InstructionEncoder
+    hypernetwork: HypernetworkConfig
+    policy: PolicyConfig
+    head: ActionHead
+    cameras: int = 1
+    context_image: Literal["frozen copy", "shared"] = "frozen copy"
+    """Where the initial image's feature comes from: a frozen copy of the backbone, or the backbone itself with the
+    gradient stopped."""
+    context_image_dropout: float = 0.0
+    """Share of training contexts whose initial image is hidden, so that the instruction has to be read."""
+
+    def base_policy(self) -> BasePolicy:
+        return BasePolicy(
+            width=self.policy.width,
+            layers=self.policy.layers,
+            heads=self.policy.heads,
+            mlp=self.policy.mlp,
+            token_width=self.backbone.width,
+            tokens=self.cameras * self.backbone.tokens,
+            proprio_size=self.policy.proprio_size,
+            head=self.head,
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """N contexts with F frames each, C cameras, chunks of H actions."""
+
+    instructions: list[str]
+    initial_images: UInt8[Tensor, "N C h w 3"]
+    images: UInt8[Tensor, "N F C h w 3"]
+    proprio: Float[Tensor, "N F P"] | None
+    """Normalised."""
+    actions: Float[Tensor, "N F H A"]
+    """Normalised chunks."""
+    mask: Bool[Tensor, "N F H A"]
+
+    def to(self, device: torch.device) -> Batch:
+        moved = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in vars(self).items()}
+        return Batch(**moved)
+
+
+class HyperVLA(nn.Module):
+    """The trainable whole. Acting needs `backbone` and generated weights only; everything else can be deleted."""
+
+    def __init__(self, config: HyperVLAConfig, pretrained: bool = True) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = config.backbone.build(pretrained)
+        self.context_backbone: nn.Module | None = None
+        if config.context_image == "frozen copy":
+            self.context_backbone = config.backbone.build(pretrained)
+            self.context_backbone.load_state_dict(self.backbone.state_dict())
+            self.context_backbone.requires_grad_(False).eval()
+        self.instruction_encoder = config.instruction_encoder.build(pretrained)
+        self.policy = config.base_policy()
+        self.hypernetwork = Hypernetwork(
+            config.hypernetwork,
+            self.policy.layout,
+            instruction_tokens=config.instruction_encoder.length,
+            instruction_width=config.instruction_encoder.width,
+            images=config.cameras,
+            image_width=config.backbone.width,
+        )
+
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """Everything a checkpoint holds: all but the frozen encoders."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def generate(
+        self, instructions: list[str], initial_images: UInt8[Tensor, "N C h w 3"]
+    ) -> Float[Tensor, "N W"]:
+        """Task contexts → generated weights: the only use of the large networks."""
+        text, text_mask = self.instruction_encoder(instructions)
+        feature = self.image_feature(initial_images)
+        image_mask = torch.ones(feature.shape[:2], dtype=torch.bool, device=feature.device)
+        return self.hypernetwork.generate(self.hypernetwork.embed(text, text_mask, feature, image_mask))
+
+    @torch.no_grad()
+    def image_feature(self, initial_images: UInt8[Tensor, "N C h w 3"]) -> Float[Tensor, "N C Dv"]:
+        """One vector per initial image: the CLS token of DINOv2, the mean cell of a convolutional encoder."""
+        encoder = self.backbone if self.context_backbone is None else self.context_backbone
+        return encoder(initial_images.flatten(0, 1))[1].unflatten(0, initial_images.shape[:2])
+
+    def tokens(self, images: UInt8[Tensor, "N F C h w 3"]) -> Float[Tensor, "N F CK Dv"]:
+        """Backbone tokens of the current frames, all cameras side by side."""
+        cells = self.backbone(images.flatten(0, 2))[0]
+        return cells.unflatten(0, images.shape[:3]).flatten(2, 3)
+
+    def loss(self, batch: Batch) -> Float[Tensor, ""]:
+        """Mean over frames of the head's loss. Frames of one context share one generated weight set."""
+        text, text_mask = self.instruction_encoder(batch.instructions)
+        kept = torch.rand(batch.initial_images.shape[:2], device=text.device) >= self.config.context_image_dropout
+        return self.loss_of_tensors(text, text_mask, kept, batch)
+
+    def loss_of_tensors(
+        self, text: Float[Tensor, "N L Dt"], text_mask: Bool[Tensor, "N L"], image_mask: Bool[Tensor, "N C"], batch: Batch
+    ) -> Float[Tensor, ""]:
+        """The part of the loss that can be traced: everything after the frozen text encoder."""
+        feature = self.image_feature(batch.initial_images)
+        weights = self.hypernetwork.generate(self.hypernetwork.embed(text, text_mask, feature, image_mask))
+        raw = self.policy(weights, self.tokens(batch.images), batch.proprio)
+        return self.config.head.loss(raw.float(), batch.actions, batch.mask).mean()

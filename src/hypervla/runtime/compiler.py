@@ -1,0 +1,71 @@
+"""Context → task policy: the only place where the large networks run outside training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hypervla.contracts import Image, TaskContext, UserError
+from hypervla.data.normalize import Normalizer
+from hypervla.models import checkpoint
+from hypervla.models.hypervla import HyperVLA
+from hypervla.runtime.engines import TorchEngine
+from hypervla.runtime.task_policy import TaskPolicy, TaskPolicyCard, preprocess
+
+
+class Compiler:
+    """A loaded model. Its task policies keep the backbone alive and need nothing else of it."""
+
+    def __init__(self, model: HyperVLA, about: checkpoint.Checkpoint, backbone_digest: str, device: str) -> None:
+        self.model, self.device = model, device
+        self.embodiment, self.digest, self.provenance = about.embodiment, about.digest, about.provenance
+        self.normalizer = Normalizer.from_json(about.normalisation, about.embodiment)
+        self.engine = TorchEngine(model.backbone, about.config, backbone_digest, device)
+
+    def compile(self, instruction: str, images: Image | Mapping[str, Image]) -> TaskPolicy:
+        """The task policy for an instruction and the episode's first image, of the only camera or by camera name.
+
+        Raises UserError for an empty or over-long instruction, or images the robot's cameras do not deliver.
+        """
+        (policy,) = self.compile_many([TaskContext(instruction, self._by_camera(images))])
+        return policy
+
+    @torch.inference_mode()
+    def compile_many(self, contexts: Sequence[TaskContext]) -> list[TaskPolicy]:
+        """One task policy per context, generated in one call."""
+        for context in contexts:
+            for camera in self.embodiment.cameras:
+                self.embodiment.check_image(camera.name, context.images.get(camera.name))
+        first = [preprocess(context.images, self.embodiment, self.engine.image_size) for context in contexts]
+        pixels = torch.from_numpy(np.stack(first)).to(self.device)
+        weights = self.model.generate([context.instruction for context in contexts], pixels).float().cpu().numpy()
+        return [
+            TaskPolicy(flat, self._card(context), self.engine) for flat, context in zip(weights, contexts, strict=True)
+        ]
+
+    def _card(self, context: TaskContext) -> TaskPolicyCard:
+        return TaskPolicyCard(
+            instruction=context.instruction,
+            embodiment=self.embodiment,
+            normalizer=self.normalizer,
+            backbone_digest=self.engine.backbone_digest,
+            checkpoint_digest=self.digest,
+        )
+
+    def _by_camera(self, images: Image | Mapping[str, Image]) -> Mapping[str, Image]:
+        if isinstance(images, Mapping):
+            return images
+        if len(self.embodiment.cameras) != 1:
+            names = [camera.name for camera in self.embodiment.cameras]
+            raise UserError(f"{self.embodiment.name} has several cameras: pass the images by name, {names}.")
+        return {self.embodiment.cameras[0].name: images}
+
+
+def load(name: str | Path, device: str = "cpu") -> Compiler:
+    """Load a checkpoint: a folder, the name of a shipped one, or a Hugging Face hub id. Raises UserError."""
+    model, about, digest = checkpoint.load(checkpoint.locate(name), device)
+    return Compiler(model, about, digest, device)

@@ -1,0 +1,230 @@
+"""Weights → actions: a base policy with the weights of one task context. A robot runs this, without PyTorch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from hypervla.contracts import ActionChunk, Observation, UserError, WeightLayout, WeightSpec
+from hypervla.data.normalize import Normalizer
+from hypervla.embodiment import Embodiment
+
+FORMAT = 1
+UNSIGNED = "0" * 64
+"""Stands in place of the file's own sha256 while that is computed."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds that one act took, by stage."""
+
+    preprocessing: float
+    backbone: float
+    policy: float
+
+    @property
+    def total(self) -> float:
+        return self.preprocessing + self.backbone + self.policy
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What an engine returns: normalised chunks, and the seconds its two stages took."""
+
+    chunks: Float32[np.ndarray, "N H A"]
+    backbone_seconds: float
+    policy_seconds: float
+
+
+class Engine(Protocol):
+    """Runs the shared backbone and the base policy; generated weights are an input (runtime/engines.py)."""
+
+    backbone_digest: str
+    layout: WeightLayout
+    image_size: int
+    reads_proprio: bool
+
+    def run(
+        self,
+        weights: Float32[np.ndarray, "N W"],
+        images: UInt8[np.ndarray, "N C h w 3"],
+        proprio: Float32[np.ndarray, "N P"] | None,
+    ) -> Prediction: ...
+
+
+@dataclass(frozen=True)
+class TaskPolicyCard:
+    """Everything about a task policy but its weights."""
+
+    instruction: str
+    embodiment: Embodiment
+    normalizer: Normalizer
+    backbone_digest: str
+    checkpoint_digest: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "instruction": self.instruction,
+            "embodiment": self.embodiment.to_json(),
+            "normalisation": self.normalizer.to_json(),
+            "normalisation_sha256": self.normalizer.digest,
+            "backbone_sha256": self.backbone_digest,
+            "checkpoint_sha256": self.checkpoint_digest,
+        }
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> TaskPolicyCard:
+        """The inverse of `to_json`. Raises UserError for statistics that are not those their digest names."""
+        embodiment = Embodiment.from_json(data["embodiment"])
+        normalizer = Normalizer.from_json(data["normalisation"], embodiment)
+        if normalizer.digest != data["normalisation_sha256"]:
+            raise UserError("The task policy's action statistics are not those it was compiled with: compile it again.")
+        return TaskPolicyCard(
+            data["instruction"], embodiment, normalizer, data["backbone_sha256"], data["checkpoint_sha256"]
+        )
+
+
+class TaskPolicy:
+    """One task's policy; a Policy. Acting uses the shared backbone and the generated weights, nothing else."""
+
+    def __init__(self, weights: Float32[np.ndarray, " W"], card: TaskPolicyCard, engine: Engine) -> None:
+        """Raises UserError when the weights are not finite, or made for another backbone than the engine's."""
+        if card.backbone_digest != engine.backbone_digest:
+            raise UserError(
+                f"This task policy belongs to the backbone {card.backbone_digest[:12]}…, but the engine runs "
+                f"{engine.backbone_digest[:12]}…: load the checkpoint it was compiled with."
+            )
+        if not np.isfinite(weights).all():
+            raise UserError("The generated weights hold NaN or infinite numbers: the checkpoint is unfit for use.")
+        self.weights, self.card, self.engine = weights, card, engine
+        self.layout, self.embodiment, self.instruction = engine.layout, card.embodiment, card.instruction
+        self.last_timing = Timing(0.0, 0.0, 0.0)
+
+    def act(self, observation: Observation) -> ActionChunk:
+        """The next H actions in the robot's units. Raises UserError for an observation this robot cannot have made."""
+        stacked = stack([self])
+        (chunk,) = stacked.act([observation])
+        self.last_timing = stacked.last_timing
+        return chunk
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file that carries the sha256 of all its bytes."""
+        data = to_bytes(self.weights, self.layout, self.card)
+        temporary = path.with_name(f".{path.name}.tmp")
+        try:
+            temporary.write_bytes(data)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @staticmethod
+    def load(path: Path, engine: Engine) -> TaskPolicy:
+        """Read a file that `save` wrote. Raises UserError for a damaged file or another backbone's."""
+        if not path.is_file():
+            raise UserError(f"There is no task policy '{path}': write one with `hypervla compile`.")
+        weights, layout, card = from_bytes(path.read_bytes(), path)
+        if layout != engine.layout:
+            raise UserError(f"{path} holds weights of another base policy than this engine runs: compile it again.")
+        return TaskPolicy(weights, card, engine)
+
+
+class StackedPolicies:
+    """Many task policies on one engine, run in one call; equal to running them one by one."""
+
+    def __init__(self, policies: Sequence[TaskPolicy]) -> None:
+        if not policies:
+            raise UserError("Stacking needs at least one task policy.")
+        self.policies = tuple(policies)
+        self.engine = policies[0].engine
+        for policy in policies:
+            if policy.engine.backbone_digest != self.engine.backbone_digest:
+                raise UserError("Only task policies of one backbone can be stacked: compile them with one checkpoint.")
+        self._weights = np.stack([policy.weights for policy in policies])
+        self.last_timing = Timing(0.0, 0.0, 0.0)
+
+    def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+        """One chunk for each policy's observation."""
+        if len(observations) != len(self.policies):
+            raise UserError(f"{len(self.policies)} stacked policies need as many observations, not {len(observations)}.")
+        began = time.perf_counter()
+        images = np.stack([self._images(p, o) for p, o in zip(self.policies, observations, strict=True)])
+        proprio = None
+        if self.engine.reads_proprio:
+            pairs = zip(self.policies, observations, strict=True)
+            proprio = np.stack([p.card.normalizer.forward_proprio(np.float32(o.proprio)) for p, o in pairs])
+        preprocessing = time.perf_counter() - began
+        prediction = self.engine.run(self._weights, images, proprio)
+        self.last_timing = Timing(preprocessing, prediction.backbone_seconds, prediction.policy_seconds)
+        if not np.isfinite(prediction.chunks).all():
+            raise UserError("The policy's actions hold NaN or infinite numbers: stop the robot and check the inputs.")
+        return [
+            policy.embodiment.clip(policy.card.normalizer.inverse_actions(chunk))
+            for policy, chunk in zip(self.policies, prediction.chunks, strict=True)
+        ]
+
+    def _images(self, policy: TaskPolicy, observation: Observation) -> UInt8[np.ndarray, "C h w 3"]:
+        policy.embodiment.check_observation(observation, needs_proprio=self.engine.reads_proprio)
+        return preprocess(observation.images, policy.embodiment, self.engine.image_size)
+
+
+def stack(policies: Sequence[TaskPolicy]) -> StackedPolicies:
+    """Run many task policies of one backbone as one."""
+    return StackedPolicies(policies)
+
+
+def preprocess(
+    images: Mapping[str, UInt8[np.ndarray, "height width 3"]], embodiment: Embodiment, size: int
+) -> UInt8[np.ndarray, "C size size 3"]:
+    """Crop each camera's image to what a policy looks at and bring it to the network's size (Lanczos)."""
+    return np.stack([_resize(camera.view(images[camera.name]), size) for camera in embodiment.cameras])
+
+
+def _resize(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "size size 3"]:
+    if image.shape[:2] == (size, size):
+        return image
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.LANCZOS))
+
+
+def to_bytes(weights: Float32[np.ndarray, " W"], layout: WeightLayout, card: TaskPolicyCard) -> bytes:
+    """A safetensors file: one tensor per generated weight, and the card, layout and file digest as metadata."""
+    from safetensors.numpy import save
+
+    about = card.to_json() | {"format": FORMAT, "layout": [vars(spec) for spec in layout.specs]}
+    tensors = {name: np.ascontiguousarray(value) for name, value in layout.split(weights).items()}
+    unsigned = save(tensors, metadata={"hypervla": json.dumps(about, sort_keys=True), "sha256": UNSIGNED})
+    digest = hashlib.sha256(unsigned).hexdigest()
+    return unsigned.replace(f'"sha256":"{UNSIGNED}"'.encode(), f'"sha256":"{digest}"'.encode(), 1)
+
+
+def from_bytes(data: bytes, source: Path) -> tuple[Float32[np.ndarray, " W"], WeightLayout, TaskPolicyCard]:
+    """The inverse of `to_bytes`. Raises UserError when any byte differs from what was written."""
+    from safetensors.numpy import load
+
+    header = data[8 : 8 + int.from_bytes(data[:8], "little")]
+    signature = re.search(rb'"sha256":"([0-9a-f]{64})"', header)
+    unsigned = data.replace(signature[1], UNSIGNED.encode(), 1) if signature else b""
+    if not signature or hashlib.sha256(unsigned).hexdigest().encode() != signature[1]:
+        raise UserError(f"{source} is damaged or no task policy: compile it again, or copy it once more.")
+    about = json.loads(json.loads(header)["__metadata__"]["hypervla"])
+    if about["format"] != FORMAT:
+        raise UserError(f"{source} is of task policy format {about['format']}, but this version reads {FORMAT}.")
+    layout = WeightLayout(tuple(_spec(row) for row in about["layout"]))
+    tensors = load(data)
+    weights = np.concatenate([tensors[spec.name].reshape(-1) for spec in layout.specs])
+    return weights, layout, TaskPolicyCard.from_json(about)
+
+
+def _spec(row: Mapping[str, Any]) -> WeightSpec:
+    fan = tuple(row["fan"]) if row["fan"] else None
+    return WeightSpec(row["name"], tuple(row["shape"]), row["kind"], fan, row["xavier"])

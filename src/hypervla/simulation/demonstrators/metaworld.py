@@ -1,0 +1,32 @@
+"""Metaworld's scripted experts as demonstrators. They read the simulator's state, which no policy ever sees."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float32
+
+from hypervla.simulation.metaworld import MetaworldEnvironment
+
+
+class ScriptedExpert:
+    """The expert that ships with Metaworld for this environment's task, its gripper command made open or closed."""
+
+    def __init__(self, environment: MetaworldEnvironment) -> None:
+        from metaworld.policies import ENV_POLICY_MAP
+
+        self.environment = environment
+        self._policy = ENV_POLICY_MAP[environment.task]()
+
+    def action(self) -> Float32[np.ndarray, "4"]:
+        """The expert's action for the present state, inside the robot's limits."""
+        embodiment = self.environment.embodiment
+        gripper = embodiment.gripper
+        action = np.clip(self._policy.get_action(self.environment.full_state()), -1.0, 1.0).astype(np.float32)
+        action[gripper.index] = gripper.closed if action[gripper.index] > 0 else gripper.open
+        return action
+
+
+def make(task: str) -> tuple[MetaworldEnvironment, ScriptedExpert]:
+    """An environment for the task and the expert that solves it."""
+    environment = MetaworldEnvironment(task)
+    return environment, ScriptedExpert(environment)

@@ -1,0 +1,142 @@
+"""Metaworld 3.1.1 as an Environment: Sawyer tasks with natural-language instructions, rendered in software.
+
+Camera, flips and fast rendering follow the simulator notes of the project: camera `corner2` moved to LeRobot's place,
+image turned by 180 degrees, no multisampling, shadows or reflections (about fifteen times faster, docs/log.md).
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from hypervla.contracts import ActionChunk, Observation, Outcome, UserError
+from hypervla.embodiment import METAWORLD_SAWYER
+
+CAMERA = "corner2"
+CAMERA_POSITION = (0.75, 0.075, 0.7)
+
+
+@dataclass(frozen=True)
+class TaskInstructions:
+    """Ways to ask for one task: those a recording may use, the first canonical, and those kept for testing."""
+
+    train: tuple[str, ...]
+    held_out: tuple[str, ...]
+
+
+@cache
+def tasks() -> Mapping[str, TaskInstructions]:
+    """Every task with instructions (metaworld.toml), by Metaworld's name."""
+    rows = tomllib.loads(files("hypervla.simulation").joinpath("metaworld.toml").read_text())
+    return {name: TaskInstructions(tuple(row["train"]), tuple(row["held_out"])) for name, row in rows.items()}
+
+
+class MetaworldEnvironment:
+    """One Metaworld task; an Environment. `goal_visible` draws the goal marker where Metaworld draws one."""
+
+    embodiment = METAWORLD_SAWYER
+
+    def __init__(self, task: str, goal_visible: bool = True) -> None:
+        if task not in tasks():
+            import difflib
+
+            near = difflib.get_close_matches(task, tasks(), n=3) or list(tasks())
+            raise UserError(f"There is no Metaworld task '{task}'; did you mean {' or '.join(near)}?")
+        self.task = task
+        self.instructions: Sequence[str] = tasks()[task].train
+        self.goal_visible = goal_visible
+        self._simulator = _make_simulator(task)
+        self._renderers: dict[int, Any] = {}
+        self._state = np.zeros(39)
+        self._succeeded = False
+
+    def reset(self, seed: int) -> None:
+        """Start an episode with the scene of this seed."""
+        simulator = self._simulator
+        simulator.seed(seed)
+        self._state, _ = simulator.reset()
+        self._place_goal_marker()
+        self._succeeded = False
+
+    def observe(self) -> Observation:
+        camera = self.embodiment.camera(CAMERA)
+        return Observation(images={CAMERA: self.render(camera.height)}, proprio=self.proprio())
+
+    def proprio(self) -> Float32[np.ndarray, "4"]:
+        """Hand position in metres and gripper opening in [0, 1]."""
+        return self._state[:4].astype(np.float32)
+
+    def environment_state(self) -> Float32[np.ndarray, "17"]:
+        """Poses of the task's objects (14 numbers) and the goal (3): what the scripted experts see."""
+        return np.concatenate([self._state[4:18], self._state[36:39]]).astype(np.float32)
+
+    def full_state(self) -> np.ndarray:
+        """Metaworld's own 39 numbers, goal included, for its scripted experts."""
+        return self._state
+
+    def execute(self, chunk: ActionChunk) -> Outcome:
+        for count, action in enumerate(chunk.actions, start=1):
+            self._state, _, _, _, info = self._simulator.step(np.asarray(action, np.float32))
+            self._succeeded = bool(info["success"])
+            if self._succeeded:
+                return Outcome(success=True, steps=count)
+        return Outcome(success=False, steps=len(chunk))
+
+    def render(self, size: int) -> UInt8[np.ndarray, "size size 3"]:
+        """The whole camera view at size × size pixels, upright."""
+        import mujoco
+
+        simulator = self._simulator
+        if size not in self._renderers:
+            self._renderers[size] = mujoco.Renderer(simulator.model, size, size)
+        renderer = self._renderers[size]
+        renderer.update_scene(simulator.data, camera=CAMERA)
+        renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
+        renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+        return np.ascontiguousarray(renderer.render()[::-1, ::-1])
+
+    def close(self) -> None:
+        for renderer in self._renderers.values():
+            renderer.close()
+        self._renderers.clear()
+        self._simulator.close()
+
+    def _place_goal_marker(self) -> None:
+        """Metaworld moves the marker only after the first step; the first image must show it too."""
+        import mujoco
+
+        simulator = self._simulator
+        for name, position in simulator._target_site_config:
+            simulator._set_pos_site(name, position)
+            if not self.goal_visible:
+                simulator.model.site(name).rgba[3] = 0.0
+        mujoco.mj_forward(simulator.model, simulator.data)
+
+
+def _make_simulator(task: str) -> Any:
+    """Metaworld's environment for one task: seeded random scenes, goal in the state, cheap rendering."""
+    os.environ.setdefault("MUJOCO_GL", "egl")
+    try:
+        from metaworld import env_dict
+    except ModuleNotFoundError as error:
+        raise UserError("Metaworld is not installed: pip install 'hypervla[metaworld]'.") from error
+    warnings.filterwarnings("ignore", message="Constant.s. may be too high")
+    simulator: Any = env_dict.ALL_V3_ENVIRONMENTS[task]()
+    simulator._partially_observable = False
+    simulator.__dict__.pop("sawyer_observation_space", None)  # cached while the goal was still hidden
+    simulator._freeze_rand_vec = False
+    simulator.seeded_rand_vec = True
+    simulator._set_task_called = True
+    simulator.max_path_length = 10**9  # the suite counts steps
+    simulator.model.vis.quality.offsamples = 0
+    simulator.model.camera(CAMERA).pos[:] = CAMERA_POSITION
+    return simulator

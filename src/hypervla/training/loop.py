@@ -1,0 +1,240 @@
+"""The training loop, from a dataset's folder to a checkpoint's. `train` reads downward; `Run` is what it works on."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hypervla.contracts import UserError
+from hypervla.data.lerobot import LeRobotDataset, load_frames
+from hypervla.data.normalize import Normalizer
+from hypervla.data.sampling import ContextBatch, ContextSampler
+from hypervla.embodiment import Embodiment
+from hypervla.models import checkpoint
+from hypervla.models.hypervla import Batch, HyperVLA
+from hypervla.training import resume as resuming
+from hypervla.training.metrics import Metrics
+from hypervla.training.optimizer import make_optimizer, rate_factor, set_rates, update_average
+from hypervla.training.recipe import Recipe
+
+REPORT_EVERY, SAVE_EVERY = 50, 500
+VALIDATION_BATCHES = 4
+
+OnStep = Callable[[int, HyperVLA], None]
+
+
+def train(
+    recipe: Recipe,
+    data: Path,
+    out: Path,
+    *,
+    resume: bool = False,
+    device: str = "cpu",
+    on_step: OnStep | None = None,
+    save_every: int = SAVE_EVERY,
+) -> None:
+    """Train `recipe` on the LeRobot dataset in `data`; the checkpoint in `out` holds the averaged weights.
+
+    `on_step(step, model)` is called after each step. With `resume` the run in `out` continues bit for bit (on the same
+    machine and thread count). Raises UserError for unfit data or folders; Ctrl-C saves and raises KeyboardInterrupt.
+    """
+    run = prepare(recipe, data, out, resume, device)
+    model, optimizer, parameters = run.model, run.optimizer, run.model.trained_parameters()
+    losses: list[Tensor] = []
+    with Metrics(out, recipe.steps, run.step) as metrics, stop_on_interrupt() as stop:
+        began = time.monotonic()
+        for step in range(run.step + 1, recipe.steps + 1):
+            batch = run.batch(run.training, step)
+            set_rates(optimizer, rate_factor(recipe.optimizer, step - 1, recipe.steps))
+            with run.autocast():
+                loss = model.loss(batch)
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(parameters.values(), recipe.optimizer.clip)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            update_average(run.average, parameters, recipe.optimizer, step)
+            run.step = step
+
+            losses.append(loss.detach())
+            saving = step % save_every == 0 or step == recipe.steps or stop.is_set()
+            if saving or step % REPORT_EVERY == 0:
+                run.loss = _finite(torch.stack(losses).mean(), step)
+                samples = len(losses) * recipe.batch_contexts * recipe.frames_per_context
+                rate = samples / (time.monotonic() - began)
+                extra = {"validation_loss": run.validation_loss()} if saving else {}
+                metrics.report(step, loss=run.loss, gradient_norm=float(norm), samples_per_second=rate, **extra)
+                losses, began = [], time.monotonic()
+            if on_step is not None:
+                on_step(step, model)
+            if saving:
+                run.save()
+            if stop.is_set():
+                raise KeyboardInterrupt(f"Stopped after step {step}; the same command with --resume continues.")
+
+
+@dataclass
+class Run:
+    """A training run in progress: model, data and everything that changes from step to step."""
+
+    recipe: Recipe
+    out: Path
+    device: torch.device
+    embodiment: Embodiment
+    normalizer: Normalizer
+    training: ContextSampler
+    validation: ContextSampler
+    model: HyperVLA
+    optimizer: torch.optim.Optimizer
+    average: dict[str, Tensor]
+    identity: Mapping[str, Any]
+    dataset: Mapping[str, Any]
+    """Name, digest, episodes and frames of the data, for the checkpoint's provenance."""
+    step: int = 0
+    loss: float = float("nan")
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16")
+
+    def batch(self, sampler: ContextSampler, step: int) -> Batch:
+        arrays = sampler.batch(step, self.recipe.batch_contexts, self.recipe.frames_per_context)
+        return to_tensors(arrays).to(self.device)
+
+    @torch.no_grad()
+    def validation_loss(self) -> float:
+        """Loss of the present weights on episodes kept from training, without touching the random state."""
+        if not len(self.validation.episodes):
+            return float("nan")
+        random = torch.get_rng_state()
+        with self.autocast():
+            losses = [self.model.loss(self.batch(self.validation, i)) for i in range(VALIDATION_BATCHES)]
+        torch.set_rng_state(random)
+        return float(torch.stack(losses).mean())
+
+    def save(self) -> None:
+        """The state to resume from, and a checkpoint of the averaged weights."""
+        resuming.save(self.out, self.step, self.model, self.average, self.optimizer, self.identity)
+        checkpoint.save(
+            self.out,
+            self.average,
+            config=self.recipe.model,
+            embodiment=self.embodiment,
+            normalisation=self.normalizer.to_json(),
+            provenance={
+                "recipe": self.identity["recipe"] | {"steps": self.recipe.steps},
+                "step": self.step,
+                "loss": self.loss,
+                "dataset": self.dataset,
+                "command": ["hypervla", *sys.argv[1:]],
+                "torch": torch.__version__,
+            },
+            dtype=getattr(torch, self.recipe.checkpoint_dtype),
+        )
+
+
+def prepare(recipe: Recipe, data: Path, out: Path, resume: bool, device: str) -> Run:
+    """Everything in place for the first step, or for the next one of an interrupted run."""
+    dataset = LeRobotDataset(data)
+    check_fit(recipe, dataset.embodiment)
+    exists = (out / resuming.FOLDER).exists() or (out / checkpoint.CARD).exists()
+    if exists and not resume:
+        raise UserError(f"{out} already holds a run: continue it with --resume, or choose another --out.")
+    normalizer = Normalizer.from_statistics(dataset.statistics(), dataset.embodiment)
+    frames = load_frames(dataset)
+
+    def sampler(validation: bool) -> ContextSampler:
+        return ContextSampler(
+            frames,
+            normalizer,
+            dataset.paraphrases,
+            horizon=recipe.model.head.horizon,
+            seed=recipe.seed,
+            reads_proprio=recipe.model.policy.proprio_size > 0,
+            validation=validation,
+        )
+
+    torch.manual_seed(recipe.seed)
+    model = HyperVLA(recipe.model).to(device)
+    run = Run(
+        recipe=recipe,
+        out=out,
+        device=torch.device(device),
+        embodiment=dataset.embodiment,
+        normalizer=normalizer,
+        training=sampler(validation=False),
+        validation=sampler(validation=True),
+        model=model,
+        optimizer=make_optimizer(model, recipe.optimizer),
+        average={},
+        identity={"recipe": recipe_to_json(recipe), "dataset": dataset.digest},
+        dataset={"name": data.name, "digest": dataset.digest, "episodes": len(dataset), "frames": len(frames)},
+    )
+    if resume:
+        run.step = resuming.load(out, model, run.average, run.optimizer, run.identity)
+    if recipe.trace:
+        model.loss_of_tensors = torch.compile(model.loss_of_tensors)
+    out.mkdir(parents=True, exist_ok=True)
+    return run
+
+
+def recipe_to_json(recipe: Recipe) -> dict[str, Any]:
+    """What makes two runs the same run: the recipe without its length, which a resumed run may change."""
+    data = checkpoint.config_to_json(replace(recipe, steps=0))
+    data.pop("steps")
+    return data
+
+
+def check_fit(recipe: Recipe, embodiment: Embodiment) -> None:
+    """Refuse data whose robot is not the one the recipe's shapes are made for. Raises UserError."""
+    model = recipe.model
+    facts = [
+        ("cameras", model.cameras, len(embodiment.cameras)),
+        ("action dimensions", model.head.action_size, embodiment.action_size),
+        ("image size", {(model.backbone.image_size,) * 2}, {camera.view_size for camera in embodiment.cameras}),
+    ]
+    if model.policy.proprio_size:
+        facts.append(("proprio numbers", model.policy.proprio_size, embodiment.proprio_size))
+    for what, wanted, came in facts:
+        if wanted != came:
+            raise UserError(
+                f"The recipe {recipe.name} is made for {wanted} {what}, but {embodiment.name} has {came}: choose a "
+                f"recipe for this robot."
+            )
+
+
+def to_tensors(batch: ContextBatch) -> Batch:
+    """NumPy → torch, without copies."""
+    arrays = {name: value for name, value in vars(batch).items() if isinstance(value, np.ndarray)}
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in arrays.items()}
+    return Batch(**(vars(batch) | tensors))
+
+
+@contextmanager
+def stop_on_interrupt() -> Iterator[threading.Event]:
+    """Turn Ctrl-C into an event that the loop reads between two steps, so that what it saves is whole."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: stop.set())
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _finite(loss: Tensor, step: int) -> float:
+    value = float(loss)
+    if not np.isfinite(value):
+        raise UserError(f"The loss became {value} at step {step}: lower the learning rate or look for outliers in the data.")
+    return value

@@ -1,0 +1,67 @@
+"""What a training run reports: a progress bar, a JSONL log and TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+LOG = "metrics.jsonl"
+
+
+class Metrics:
+    """Appends one JSON line per report to metrics.jsonl and mirrors it to TensorBoard and the terminal.
+
+    A resumed run drops the lines after the step it continues from, so that the log reads like one run.
+    """
+
+    def __init__(self, out: Path, steps: int, first_step: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        self._path = out / LOG
+        if self._path.exists():
+            rows = [row for row in self._path.read_text().splitlines() if _step_of(row) <= first_step]
+            self._path.write_text("".join(row + "\n" for row in rows))
+        self._board = SummaryWriter(str(out / "tensorboard"), purge_step=first_step)
+        self._interactive = sys.stderr.isatty()
+        columns = ("loss {task.fields[loss]:.4f}", "{task.fields[rate]:.0f} samples/s")
+        from rich.console import Console
+
+        self._bar = Progress(
+            TextColumn("training"), BarColumn(), MofNCompleteColumn(), *map(TextColumn, columns), TimeRemainingColumn(),
+            console=Console(stderr=True), disable=not self._interactive,
+        )  # fmt: skip
+        self._task = self._bar.add_task("training", total=steps, completed=first_step, loss=float("nan"), rate=0.0)
+        self._steps, self._started, self._first = steps, time.monotonic(), first_step
+
+    def __enter__(self) -> Metrics:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+        self._board.close()
+
+    def report(self, step: int, **values: float) -> None:
+        """Log the values of this step."""
+        row: dict[str, Any] = {"step": step, "time": round(time.time(), 1)} | values
+        with self._path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+        self._bar.update(self._task, completed=step, loss=values["loss"], rate=values["samples_per_second"])
+        if not self._interactive:
+            left = (time.monotonic() - self._started) / max(1, step - self._first) * (self._steps - step)
+            text = ", ".join(f"{name} {value:.5g}" for name, value in values.items())
+            print(f"step {step}/{self._steps}: {text}, {left / 60:.0f} min left", flush=True)
+
+
+def _step_of(row: str) -> int:
+    """The step of a log line; a line that a kill cut short counts as never written."""
+    try:
+        return json.loads(row)["step"]
+    except (json.JSONDecodeError, KeyError):
+        return sys.maxsize

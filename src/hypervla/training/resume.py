@@ -1,0 +1,98 @@
+"""Everything a run needs to go on bit for bit: weights, moving average, optimizer, random state and position."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hypervla.contracts import UserError
+from hypervla.models.checkpoint import assign, read_weights, write_atomically
+from hypervla.models.hypervla import HyperVLA
+
+FOLDER = "resume"
+STATE, CARD = "state.safetensors", "state.json"
+
+
+def save(
+    out: Path,
+    step: int,
+    model: HyperVLA,
+    average: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    identity: Mapping[str, Any],
+) -> None:
+    """Write the state after `step`. The file of the step comes first, then the card that names it, then older files
+    go: a kill at any moment leaves one whole state. `identity` says which run this is."""
+    import hashlib
+
+    from safetensors.torch import save as to_bytes
+
+    parameters = model.trained_parameters()
+    tensors = {f"weights/{name}": p.detach() for name, p in parameters.items()}
+    tensors |= {f"average/{name}": value for name, value in average.items()}
+    for name, parameter in parameters.items():
+        moments = optimizer.state.get(parameter, {})
+        tensors |= {f"{key}/{name}": value for key, value in moments.items()}
+    tensors["random"] = torch.get_rng_state()
+    data = to_bytes({name: value.cpu().contiguous() for name, value in tensors.items()})
+    folder = out / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"{step:08d}-{STATE}"
+    write_atomically(folder / name, data)
+    card = {"step": step, "state": name, "sha256": hashlib.sha256(data).hexdigest(), "identity": dict(identity)}
+    write_atomically(folder / CARD, (json.dumps(card, indent=2) + "\n").encode())
+    for old in folder.glob(f"*-{STATE}"):
+        if old.name != name:
+            old.unlink()
+
+
+def load(
+    out: Path,
+    model: HyperVLA,
+    average: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    identity: Mapping[str, Any],
+) -> int:
+    """Put the saved state back and return its step. Raises UserError when it is missing, damaged or another run's."""
+    card_path = out / FOLDER / CARD
+    if not card_path.is_file():
+        raise UserError(f"{out} holds no run to resume ({FOLDER}/{CARD} is missing): leave out --resume to start one.")
+    card = json.loads(card_path.read_text())
+    for key, value in identity.items():
+        if card["identity"].get(key) != value:
+            raise UserError(
+                f"{out} holds another run: its {key} is {_short(card['identity'].get(key))}, this command's is "
+                f"{_short(value)}. Resume with the same command, or choose another --out."
+            )
+    tensors = read_weights(out / FOLDER / card["state"], card["sha256"])
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        part, _, rest = name.partition("/")
+        parts.setdefault(part, {})[rest] = value
+    parameters = model.trained_parameters()
+    assign(parameters, parts.pop("weights"), card_path)
+    average.update({name: value.to(parameters[name].device) for name, value in parts.pop("average").items()})
+    torch.set_rng_state(parts.pop("random")[""])
+    for name, parameter in parameters.items():
+        state = {key: moments[name] for key, moments in parts.items() if name in moments}
+        if state:
+            optimizer.state[parameter] = {
+                key: value if key == "step" else value.to(parameter.device) for key, value in state.items()
+            }
+    return card["step"]
+
+
+def forget(out: Path) -> None:
+    """Remove the resume state of a finished run."""
+    shutil.rmtree(out / FOLDER, ignore_errors=True)
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) < 60 else text[:57] + "…"

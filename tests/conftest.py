@@ -1,0 +1,38 @@
+"""What every test starts from: software rendering, no network, and the recordings that may lie beside the checkout.
+
+Nothing here imports hypervla at the top: jaxtyping's hook must come first.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+os.environ.setdefault("MUJOCO_GL", "egl")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# Examples differ between local runs and never fail for being slow; CI draws the same ones each time.
+settings.register_profile("local", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of recordings too large for the repository, or a skip that says how to name it."""
+    folder = os.environ.get("HYPERVLA_TEST_DATA")
+    if not folder:
+        pytest.skip("set HYPERVLA_TEST_DATA to the folder of shared recordings")
+    path = Path(folder)
+    assert path.is_dir(), f"HYPERVLA_TEST_DATA names {path}, which is no folder"
+    return path

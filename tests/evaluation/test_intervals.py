@@ -1,0 +1,64 @@
+"""Intervals against published values and by simulation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hypervla.evaluation.intervals import PairedDifference, Rate, agresti_min, wilson
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "low", "high"),
+    [
+        (8, 10, 0.4902, 0.9433),
+        (0, 10, 0.0, 0.2775),
+        (10, 10, 0.7225, 1.0),
+        (81, 263, 0.2553, 0.3662),  # Newcombe 1998, table I
+        (15, 148, 0.0624, 0.1605),
+    ],
+)
+def test_wilson_gives_the_published_values(successes: int, trials: int, low: float, high: float) -> None:
+    interval = wilson(successes, trials)
+    assert interval.low == pytest.approx(low, abs=5e-5)
+    assert interval.high == pytest.approx(high, abs=5e-5)
+
+
+@given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_holds_the_rate_and_mirrors_failures(pair: tuple[int, int]) -> None:
+    successes, trials = pair
+    interval, mirrored = wilson(successes, trials), wilson(trials - successes, trials)
+    assert 0 <= interval.low <= successes / trials <= interval.high <= 1
+    assert interval.low == pytest.approx(1 - mirrored.high)
+
+
+def test_no_trials_say_nothing() -> None:
+    assert (Rate(0, 0).interval.low, Rate(0, 0).interval.high) == (0.0, 1.0)
+
+
+def test_paired_interval_is_agresti_and_mins() -> None:
+    found = agresti_min(pairs=100, gained=12, lost=4)  # (12.5 - 4.5) / 102 ± 1.96 √(17 - 8²/102) / 102
+    assert (found.low, found.high) == pytest.approx((0.000671, 0.156192), abs=1e-5)
+
+
+def test_agreeing_pairs_leave_some_doubt() -> None:
+    found = PairedDifference(pairs=300, gained=0, lost=0)
+    assert found.mean == 0
+    assert -0.01 < found.interval.low < 0 < found.interval.high < 0.01
+
+
+@given(st.integers(1, 200), st.integers(0, 200), st.integers(0, 200))
+def test_swapping_the_conditions_flips_the_paired_interval(pairs: int, gained: int, lost: int) -> None:
+    pairs = max(pairs, gained + lost)
+    there, back = agresti_min(pairs, gained, lost), agresti_min(pairs, lost, gained)
+    assert there.low == pytest.approx(-back.high)
+
+
+def test_the_paired_interval_covers_the_truth_about_95_times_in_100() -> None:
+    random = np.random.default_rng(0)
+    draws = random.multinomial(100, (0.06, 0.10, 0.84), size=2000)
+    intervals = [agresti_min(100, int(gained), int(lost)) for gained, lost, _ in draws]
+    covered = np.mean([interval.low <= -0.04 <= interval.high for interval in intervals])
+    assert 0.93 < covered < 0.98

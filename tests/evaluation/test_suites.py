@@ -1,0 +1,77 @@
+"""Suites: names, subsets, seeds, sentences."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hypervla.contracts import UserError
+from hypervla.evaluation.suites import MT10, RECORDING_SEEDS, SUITES, environment_seed, suite
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_a_suite_can_be_sent_to_a_worker(name: str) -> None:
+    found = suite(name)
+    sent = pickle.loads(pickle.dumps(found))
+    assert replace(sent, environment=found.environment) == found
+    assert sent.environment.keywords == found.environment.keywords
+    assert len(found.tasks) >= 10
+
+
+def test_mt10_is_metaworlds() -> None:
+    assert suite("metaworld-mt10").tasks == MT10
+    assert set(MT10) <= set(suite("metaworld").tasks)
+    assert "hidden" in suite("metaworld-mt10-hidden-goal").scene
+
+
+def test_finding_a_suite_starts_no_simulator() -> None:
+    before = "mujoco" in sys.modules
+    suite("metaworld")
+    assert ("mujoco" in sys.modules) == before
+
+
+def test_held_out_sentences_are_not_trained_on() -> None:
+    found = suite("metaworld-mt10")
+    for task in found.tasks:
+        train, held_out = found.sentences(task, "train"), found.sentences(task, "held_out")
+        assert held_out
+        assert not set(train) & set(held_out)
+        assert list(found.sentences(task, "canonical")) == [train[0]]
+
+
+def test_several_sentences_take_turns() -> None:
+    found = suite("metaworld-mt10")
+    train = found.sentences("reach-v3", "train")
+    asked = [found.instruction("reach-v3", "train", trial) for trial in range(2 * len(train))]
+    assert asked == [*train, *train]
+
+
+@given(st.integers(0, 100), st.integers(0, 9_999), st.integers(0, 100), st.integers(0, 9_999))
+def test_scenes_of_evaluation_are_distinct_and_never_recorded(seed: int, trial: int, seed2: int, trial2: int) -> None:
+    first, second = environment_seed(seed, trial), environment_seed(seed2, trial2)
+    assert first not in RECORDING_SEEDS
+    assert (first == second) == ((seed, trial) == (seed2, trial2))
+
+
+def test_a_wrong_name_is_answered_with_the_near_ones() -> None:
+    with pytest.raises(UserError, match="did you mean metaworld-mt10"):
+        suite("metaworld-mt1")
+    with pytest.raises(UserError, match="did you mean drawer-open-v3"):
+        suite("metaworld-mt10").only(["drawer-opn-v3"])
+    with pytest.raises(UserError, match="there are metaworld"):
+        suite("zzz")
+
+
+def test_a_subset_keeps_the_suites_order() -> None:
+    assert suite("metaworld-mt10").only(["push-v3", "reach-v3"]).tasks == ("reach-v3", "push-v3")
+
+
+@pytest.mark.parametrize(("seed", "trial"), [(-1, 0), (0, 10_000)])
+def test_seeds_out_of_range_are_refused(seed: int, trial: int) -> None:
+    with pytest.raises(UserError):
+        environment_seed(seed, trial)

@@ -1,0 +1,170 @@
+"""The command line: bad input ends in one line that names what was wanted, what came and what to do."""
+
+from __future__ import annotations
+
+import errno
+import inspect
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hypervla import cli
+from hypervla.arguments import OVERRIDABLE
+from hypervla.contracts import UserError
+
+COMMANDS = ["demo", "record", "data", "train", "compile", "act", "eval", "info"]
+
+
+def ends_in_one_line(capsys: pytest.CaptureFixture[str], *words: str, code: int = 2) -> str:
+    """Run a command that must fail with this code and one line on stderr; give the line."""
+    with pytest.raises(SystemExit) as end:
+        cli.main(words)
+    line = capsys.readouterr().err
+    assert end.value.code == code, line
+    assert line.startswith("hypervla: "), line
+    assert line.count("\n") == 1, line
+    return line
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(["--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    assert all(f"• {command} " in text for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "data info"])
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main([*command.split(), "--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    if command != "data":
+        assert f"Example: hypervla {command}" in text
+
+
+def test_the_command_runs_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "hypervla.cli", "no-such-command"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unknown_recipe_names_near_matches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ends_in_one_line(capsys, "train", "metaworld_smal", "--data", str(tmp_path), "--out", str(tmp_path / "run"))
+    assert "metaworld_small" in line
+
+
+def test_an_unknown_suite_names_near_matches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ends_in_one_line(capsys, "eval", str(tmp_path), "--suite", "metaworld-mt1")
+    assert "metaworld-mt10" in line
+
+
+def test_an_unknown_task_names_near_matches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "act",
+        str(tmp_path),
+        "--task",
+        "draw-open-v3",
+        "--instruction",
+        "open",
+        "--video",
+        str(tmp_path / "o.mp4"),
+    ]
+    assert "drawer-open-v3" in ends_in_one_line(capsys, *words)
+    line = ends_in_one_line(
+        capsys, "record", "--task", "draw-open-v3", "--out", str(tmp_path / "data"), "--workers", "1"
+    )
+    assert "drawer-open-v3" in line
+
+
+def test_an_unknown_model_names_near_matches(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "paper" in ends_in_one_line(capsys, "info", "papr")
+
+
+def test_an_unknown_checkpoint_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    line = ends_in_one_line(capsys, "compile", "embeded", "--instruction", "open", "--image", "x.png", "-o", "x.policy")
+    assert "embedded" in line
+
+
+def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ends_in_one_line(capsys, "compile", str(tmp_path), "--instruction", "x", "--image", "x.png", "-o", "x.policy")
+
+
+def test_a_folder_that_is_no_dataset_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ends_in_one_line(capsys, "data", "info", str(tmp_path))
+    ends_in_one_line(capsys, "data", "info", str(tmp_path / "missing"))
+    ends_in_one_line(capsys, "train", "metaworld_small", "--data", str(tmp_path), "--out", str(tmp_path / "run"))
+
+
+def test_a_device_that_is_not_there_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", "metaworld_small", "--data", str(tmp_path), "--out", str(tmp_path / "run"), "--device"]
+    assert "cpu" in ends_in_one_line(capsys, *words, "gpu")
+    assert "cpu" in ends_in_one_line(capsys, *words, "cuda:99")
+
+
+def test_record_wants_a_suite_or_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--suite" in ends_in_one_line(capsys, "record", "--out", str(tmp_path))
+    both = ["--suite", "metaworld-mt10", "--task", "reach-v3"]
+    assert "--suite" in ends_in_one_line(capsys, "record", "--out", str(tmp_path), *both)
+
+
+def test_trace_and_no_trace_exclude_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ends_in_one_line(capsys, "train", "paper", "--data", "x", "--out", str(tmp_path), "--trace", "--no-trace")
+
+
+def test_the_listed_fields_and_no_others_can_be_overridden() -> None:
+    from hypervla.training.recipe import Recipe
+
+    options = set(inspect.signature(cli.train).parameters) - {"recipe", "data", "out", "resume", "device", "no_trace"}
+    assert options == set(OVERRIDABLE) == {"steps", "batch_contexts", "seed", "trace"}
+    assert options <= {field.name for field in fields(Recipe)}
+
+
+@pytest.mark.parametrize(
+    ("error", "word"),
+    [
+        (UserError("no statistics:\n run hypervla record"), "no statistics: run hypervla record"),
+        (OSError(errno.ENOSPC, "No space left on device", "data/mt10"), "disk is full (writing data/mt10)"),
+        (RuntimeError("Io error: No space left on device (os error 28)"), "disk is full"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "first.png"), "first.png"),
+        (PermissionError(errno.EACCES, "Permission denied", "data"), "data"),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "notes.txt"), "notes.txt"),
+        (ModuleNotFoundError("No module named 'torch'", name="torch.nn"), "hypervla[train]"),
+        (ModuleNotFoundError("No module named 'metaworld'", name="metaworld"), "hypervla[metaworld]"),
+    ],
+)
+def test_what_a_user_can_cause_ends_in_one_line(
+    error: Exception, word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli.app, "cli", raiser(error))
+    line = ends_in_one_line(capsys, "demo")
+    assert line.startswith("hypervla: error: ")
+    assert word in line
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), ValueError("x"), ModuleNotFoundError(name="hypervla.nothing")])
+def test_a_fault_of_ours_keeps_its_traceback(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli.app, "cli", raiser(error))
+    with pytest.raises(type(error)):
+        cli.main(["demo"])
+
+
+@pytest.mark.parametrize("message", ["", "Interrupted: 3 of 10 episodes are kept; the same command continues."])
+def test_an_interrupt_ends_in_one_line(
+    message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli.app, "cli", raiser(KeyboardInterrupt(message)))
+    line = ends_in_one_line(capsys, "demo", code=130)
+    assert line == f"hypervla: {message or 'Interrupted.'}\n"
+
+
+def raiser(error: BaseException) -> Any:
+    def fails(**_: Any) -> None:
+        raise error
+
+    return fails
