@@ -101,6 +101,37 @@ def _metaworld_environment(task: str, goal_visible: bool) -> Environment:
     return MetaworldEnvironment(task, goal_visible=goal_visible)
 
 
+IN_SCENE_OF = " in the scene of "
+
+
+def _shared_scene() -> Suite:
+    """Every instruction of reach, push and pick-place in every scene of the three: does the policy follow words?"""
+    from hypervla.simulation.metaworld import SHARED_SCENE
+
+    return Suite(
+        name="metaworld-shared-scene",
+        tasks=tuple(f"{task}{IN_SCENE_OF}{scene}" for task in SHARED_SCENE for scene in SHARED_SCENE),
+        embodiment=METAWORLD_SAWYER,
+        environment=_shared_scene_environment,
+        sentences=_shared_scene_sentences,
+        success_rule="Reach: hand within 5 cm of the marker. Push: puck within 5 cm of it, seen from above. "
+        "Pick-place: puck within 7 cm of it. At any step; a task in its own scene by Metaworld's own signal.",
+        scene="The marker is visible: red in reach's scene, green in push's, blue in pick-place's.",
+        max_steps=200,
+    )
+
+
+def _shared_scene_environment(name: str) -> Environment:
+    from hypervla.simulation.metaworld import MetaworldEnvironment
+
+    task, scene = name.split(IN_SCENE_OF)
+    return MetaworldEnvironment(task, scene=scene)
+
+
+def _shared_scene_sentences(name: str, instructions: InstructionSet) -> tuple[str, ...]:
+    return _metaworld_sentences(name.split(IN_SCENE_OF)[0], instructions)
+
+
 def _metaworld_sentences(task: str, instructions: InstructionSet) -> tuple[str, ...]:
     from hypervla.simulation import metaworld
 
@@ -117,4 +148,5 @@ SUITES: dict[str, Callable[[], Suite]] = {
     "metaworld": partial(_metaworld, "metaworld", None, True),
     "metaworld-mt10": partial(_metaworld, "metaworld-mt10", MT10, True),
     "metaworld-mt10-hidden-goal": partial(_metaworld, "metaworld-mt10-hidden-goal", MT10, False),
+    "metaworld-shared-scene": _shared_scene,
 }

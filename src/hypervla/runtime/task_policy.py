@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -45,6 +45,7 @@ class Prediction:
     policy_seconds: float
 
 
+@runtime_checkable
 class Engine(Protocol):
     """Runs the shared backbone and the base policy; generated weights are an input (runtime/engines.py)."""
 

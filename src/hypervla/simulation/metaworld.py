@@ -6,6 +6,7 @@ image turned by 180 degrees, no multisampling, shadows or reflections (about fif
 
 from __future__ import annotations
 
+import difflib
 import os
 import tomllib
 import warnings
@@ -40,24 +41,30 @@ def tasks() -> Mapping[str, TaskInstructions]:
     return {name: TaskInstructions(tuple(row["train"]), tuple(row["held_out"])) for name, row in rows.items()}
 
 
+SHARED_SCENE = ("reach-v3", "push-v3", "pick-place-v3")
+"""Tasks whose scenes hold the same puck and a goal marker (of another colour), so that each can be asked for in each."""
+
+
 class MetaworldEnvironment:
-    """One Metaworld task; an Environment. `goal_visible` draws the goal marker where Metaworld draws one."""
+    """One Metaworld task; an Environment. `goal_visible` draws the goal marker where Metaworld draws one.
+
+    `scene` sets the task in the scene of another one of SHARED_SCENE; success is then judged by the task's own distance.
+    """
 
     embodiment = METAWORLD_SAWYER
 
-    def __init__(self, task: str, goal_visible: bool = True) -> None:
-        if task not in tasks():
-            import difflib
-
-            near = difflib.get_close_matches(task, tasks(), n=3) or list(tasks())
-            raise UserError(f"There is no Metaworld task '{task}'; did you mean {' or '.join(near)}?")
+    def __init__(self, task: str, goal_visible: bool = True, scene: str | None = None) -> None:
+        for name in (task, scene or task):
+            if name not in tasks():
+                near = difflib.get_close_matches(name, tasks(), n=3) or list(tasks())
+                raise UserError(f"There is no Metaworld task '{name}'; did you mean {' or '.join(near)}?")
         self.task = task
         self.instructions: Sequence[str] = tasks()[task].train
         self.goal_visible = goal_visible
-        self._simulator = _make_simulator(task)
+        self._own_scene = scene in (None, task)
+        self._simulator = _make_simulator(scene or task)
         self._renderers: dict[int, Any] = {}
         self._state = np.zeros(39)
-        self._succeeded = False
 
     def reset(self, seed: int) -> None:
         """Start an episode with the scene of this seed."""
@@ -65,7 +72,6 @@ class MetaworldEnvironment:
         simulator.seed(seed)
         self._state, _ = simulator.reset()
         self._place_goal_marker()
-        self._succeeded = False
 
     def observe(self) -> Observation:
         camera = self.embodiment.camera(CAMERA)
@@ -86,8 +92,7 @@ class MetaworldEnvironment:
     def execute(self, chunk: ActionChunk) -> Outcome:
         for count, action in enumerate(chunk.actions, start=1):
             self._state, _, _, _, info = self._simulator.step(np.asarray(action, np.float32))
-            self._succeeded = bool(info["success"])
-            if self._succeeded:
+            if bool(info["success"]) if self._own_scene else self._achieved():
                 return Outcome(success=True, steps=count)
         return Outcome(success=False, steps=len(chunk))
 
@@ -109,6 +114,18 @@ class MetaworldEnvironment:
             renderer.close()
         self._renderers.clear()
         self._simulator.close()
+
+    def _achieved(self) -> bool:
+        """This task's success in another task's scene, by Metaworld's own distances: the hand (reach) or the puck
+        (pick-place) is at the marker, or the puck lies below or at it (push)."""
+        hand, puck, goal = self._simulator.tcp_center, self._state[4:7], self._simulator._target_pos
+        distances = {
+            "reach-v3": (np.linalg.norm(hand - goal), 0.05),
+            "push-v3": (np.linalg.norm((puck - goal)[:2]), 0.05),
+            "pick-place-v3": (np.linalg.norm(puck - goal), 0.07),
+        }
+        distance, limit = distances[self.task]
+        return bool(distance <= limit)
 
     def _place_goal_marker(self) -> None:
         """Metaworld moves the marker only after the first step; the first image must show it too."""

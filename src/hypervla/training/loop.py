@@ -23,6 +23,7 @@ from hypervla.data.sampling import ContextBatch, ContextSampler
 from hypervla.embodiment import Embodiment
 from hypervla.models import checkpoint
 from hypervla.models.hypervla import Batch, HyperVLA
+from hypervla.runtime.provenance import code_commit, machine
 from hypervla.training import resume as resuming
 from hypervla.training.metrics import Metrics
 from hypervla.training.optimizer import make_optimizer, rate_factor, set_rates, update_average
@@ -136,7 +137,8 @@ class Run:
                 "loss": self.loss,
                 "dataset": self.dataset,
                 "command": ["hypervla", *sys.argv[1:]],
-                "torch": torch.__version__,
+                "commit": code_commit(),
+                "machine": machine(),
             },
             dtype=getattr(torch, self.recipe.checkpoint_dtype),
         )
