@@ -36,3 +36,27 @@ def shared_data() -> Path:
     path = Path(folder)
     assert path.is_dir(), f"HYPERVLA_TEST_DATA names {path}, which is no folder"
     return path
+
+
+@pytest.fixture(scope="session")
+def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny T5 encoder with its tokenizer, as `save_pretrained` writes them."""
+    from tests import tiny
+
+    return tiny.write_text_encoder(tmp_path_factory.mktemp("text"))
+
+
+@pytest.fixture(scope="session")
+def vision_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny DINOv2, as `save_pretrained` writes it."""
+    from tests import tiny
+
+    return tiny.write_vision_encoder(tmp_path_factory.mktemp("vision"))
+
+
+@pytest.fixture(scope="session")
+def point_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Demonstrations of PointWorld: a dataset to train on, read only."""
+    from tests import tiny
+
+    return tiny.write_dataset(tmp_path_factory.mktemp("data") / "points")

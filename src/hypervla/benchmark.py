@@ -22,14 +22,14 @@ class Figure:
 
 
 FIGURES = (
-    Figure("generated", "weights generated per task", "0.1 M", "0.1 M only without image projection and position table"),
-    Figure("hypernetwork", "hypernetwork without its frozen encoders", "30 M", "1.39 M context side + 129 × 201,500 heads"),
+    Figure("generated", "weights generated per task", "0.1 M", "0.1 M leaves out image projection and position table"),
+    Figure("hypernetwork", "hypernetwork without frozen encoders", "30 M", "1.39 M context side + 129 × 201,500 heads"),
     Figure("backbone", "shared vision backbone", "86 M", "DINOv2-base, mask token included"),
     Figure("instruction_encoder", "frozen text encoder", "100 M", "T5-base encoder with its embedding table"),
     Figure("activated", "parameters read per control step", "86 M", "backbone + generated"),
     Figure("total", "all parameters while training", "302 M", "backbone counted twice (frozen copy for the context)"),
-    Figure("flops_per_step", "floating-point operations per step", "4.7e10", "2 per multiply-add; element-wise ones not counted"),
-)  # fmt: skip
+    Figure("flops_per_step", "operations per control step", "4.7e10", "2 per multiply-add, element-wise ones left out"),
+)
 
 
 def describe(config: HyperVLAConfig) -> dict[str, int]:
@@ -86,5 +86,3 @@ def table(name: str, config: HyperVLAConfig) -> Table:
 
 def _size(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-

@@ -104,7 +104,7 @@ class Embodiment:
 
     def clip(self, actions: Float32[np.ndarray, "H A"]) -> ActionChunk:
         """Actions kept inside the robot's limits."""
-        low, high = np.float32(self.action_low), np.float32(self.action_high)
+        low, high = np.array(self.action_low, np.float32), np.array(self.action_high, np.float32)
         return ActionChunk(np.clip(actions, low, high).astype(np.float32))
 
     def to_json(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,7 +34,7 @@ class ContextSampler:
         self,
         frames: Frames,
         normalizer: Normalizer,
-        paraphrases: Mapping[str, list[str]],
+        paraphrases: Mapping[str, Sequence[str]],
         *,
         horizon: int,
         seed: int,

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from hypervla.contracts import UserError
 from hypervla.evaluation.film import PLAYBACK_HZ, Film, caption, write_video
-from hypervla.runtime.provenance import code_commit, cores, machine
 from hypervla.evaluation.results import Conditions, Journal, Results, Trial
 from hypervla.evaluation.suites import InstructionSet, Suite, environment_seed
 from hypervla.evaluation.trial import Load, Ticket, check_embodiment, load_compiler, roll_out, tickets
 from hypervla.evaluation.workers import Crew, Job
 from hypervla.runtime.execution import Execution
+from hypervla.runtime.provenance import code_commit, cores, machine
 
 
 def evaluate(

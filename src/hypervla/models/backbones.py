@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, UInt8
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,7 +23,7 @@ MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9d
 
 @dataclass(frozen=True)
 class DinoV2:
-    """A DINOv2 vision transformer: pretrained from `source` (a hub id or a local folder), or of any size from scratch."""
+    """A DINOv2 vision transformer: pretrained from `source` (hub id or local folder), or of any size from scratch."""
 
     image_size: int = 224
     width: int = 768
@@ -48,7 +50,9 @@ class DinoV2Backbone(nn.Module):
         from transformers import Dinov2Config, Dinov2Model
 
         if pretrained and config.source is not None:
-            self.model = load_pretrained(Dinov2Model, config.source)
+            shape = {"hidden_size": config.width, "num_hidden_layers": config.layers, "patch_size": config.patch}
+            shape |= {"num_attention_heads": config.heads, "image_size": config.grid * config.patch}
+            self.model = load_model(Dinov2Model, config.source, shape)
         else:
             self.model = Dinov2Model(
                 Dinov2Config(
@@ -59,6 +63,8 @@ class DinoV2Backbone(nn.Module):
                     image_size=config.grid * config.patch,
                 )
             )
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1) * 255, persistent=False)
 
@@ -83,7 +89,10 @@ class ConvNet:
 
     @property
     def tokens(self) -> int:
-        return (self.image_size // (self.stride * 2 ** (len(self.widths) - 1))) ** 2
+        side = self.image_size // self.stride
+        for _ in self.widths[1:]:
+            side = (side + 1) // 2
+        return side**2
 
     def build(self, pretrained: bool) -> ConvBackbone:
         return ConvBackbone(self)
@@ -110,7 +119,7 @@ class ConvBackbone(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(relu(conv(relu(x)))); the second convolution starts at zero, so that the block starts as the identity."""
+    """x + conv(relu(conv(relu(x)))), the identity at first because the second convolution starts at zero."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -153,6 +162,8 @@ class FrozenInstructionEncoder(nn.Module):
 
         self.config = config
         self.tokenizer: Any = None
+        shape: Any
+        model: Any
         if config.family == "t5":
             model = T5EncoderModel
             shape = T5Config(d_model=768, d_ff=3072, num_layers=12, num_heads=12)
@@ -161,7 +172,7 @@ class FrozenInstructionEncoder(nn.Module):
             shape = BertConfig(hidden_size=384, num_hidden_layers=6, intermediate_size=1536, num_attention_heads=12)
         if pretrained:
             source = minilm_source(config.source) if config.family == "minilm" else config.source
-            self.model = load_pretrained(model, source)
+            self.model = load_model(model, source, {"hidden_size": config.width})
             self.tokenizer = load_pretrained(AutoTokenizer, source)
         else:
             self.model = model(shape)
@@ -189,11 +200,24 @@ class FrozenInstructionEncoder(nn.Module):
         return super().train(False)
 
 
-def load_pretrained(cls: Any, source: str) -> Any:
+def load_model(cls: Any, source: str, shape: Mapping[str, int]) -> Any:
+    """`load_pretrained`, refusing a model of another shape, or with weights missing (which would stay random)."""
+    model, report = load_pretrained(cls, source, output_loading_info=True)
+    came = {name: getattr(model.config, name, None) for name in shape}
+    if came != dict(shape):
+        raise UserError(f"'{source}' holds a {cls.__name__} of {came}, but the recipe is made for {dict(shape)}.")
+    if missing := sorted(report["missing_keys"]):
+        raise UserError(
+            f"'{source}' lacks {len(missing)} weights of {cls.__name__} {missing[:2]}: it is another model."
+        )
+    return model
+
+
+def load_pretrained(cls: Any, source: str, **options: Any) -> Any:
     """`cls.from_pretrained` on a local folder or hub id. Raises UserError when neither is to be had."""
     try:
-        return cls.from_pretrained(source)
-    except (OSError, ValueError, ImportError) as error:
+        return cls.from_pretrained(source, **options)
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"Could not load {cls.__name__} from '{source}', neither as a local folder nor from the Hugging Face hub "

@@ -30,8 +30,7 @@ EMBEDDED = "metaworld_small"
 BACKBONE = "backbone."
 WEIGHTS, CARD = "model.safetensors", "checkpoint.json"
 CONFIGS = {
-    cls.__name__: cls
-    for cls in (HyperVLAConfig, PolicyConfig, HypernetworkConfig, ConvNet, DinoV2, InstructionEncoder)
+    cls.__name__: cls for cls in (HyperVLAConfig, PolicyConfig, HypernetworkConfig, ConvNet, DinoV2, InstructionEncoder)
 } | {cls.__name__: cls for cls in (ReleasedHead, LinearHead)}
 
 
@@ -97,8 +96,11 @@ def read_card(folder: Path) -> Checkpoint:
             raise UserError(
                 f"{path} is of checkpoint format {card['format']}, but this version of hypervla reads {FORMAT}."
             )
+        config = config_from_json(card["model"])
+        if not isinstance(config, HyperVLAConfig):
+            raise TypeError("its model is no HyperVLAConfig")
         return Checkpoint(
-            config=config_from_json(card["model"]),
+            config=config,
             embodiment=Embodiment.from_json(card["embodiment"]),
             normalisation=card["normalisation"],
             provenance=card["provenance"],
@@ -147,7 +149,9 @@ def locate(name: str | Path) -> Path:
     if str(name).count("/") == 1 and not str(name).startswith((".", "/", "~")):
         return _download(str(name))
     near = difflib.get_close_matches(str(name), ready, n=3) or [*ready, "embedded"]
-    raise UserError(f"There is no checkpoint folder '{name}', nor one shipped under it; did you mean {' or '.join(near)}?")
+    raise UserError(
+        f"There is no checkpoint folder '{name}', nor one shipped under it; did you mean {' or '.join(near)}?"
+    )
 
 
 def _download(hub_id: str) -> Path:

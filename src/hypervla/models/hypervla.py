@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
+from hypervla.contracts import UserError
 from hypervla.models.action_head import ActionHead
-from hypervla.models.backbones import InstructionEncoder, VisionBackbone
+from hypervla.models.backbones import DinoV2, InstructionEncoder, VisionBackbone
 from hypervla.models.base_policy import BasePolicy
 from hypervla.models.hypernetwork import Hypernetwork, HypernetworkConfig
 
@@ -42,6 +43,14 @@ class HyperVLAConfig:
     context_image_dropout: float = 0.0
     """Share of training contexts whose initial image is hidden, so that the instruction has to be read."""
 
+    def __post_init__(self) -> None:
+        pretrained = isinstance(self.backbone, DinoV2) and self.backbone.source is not None
+        if self.context_image == "frozen copy" and not pretrained:
+            raise UserError(
+                "A frozen copy of a backbone without pretrained weights would be random and in no checkpoint: give the "
+                "backbone a source, or set context_image='shared'."
+            )
+
     def base_policy(self) -> BasePolicy:
         return BasePolicy(
             width=self.policy.width,
@@ -69,7 +78,7 @@ class Batch:
     mask: Bool[Tensor, "N F H A"]
 
     def to(self, device: torch.device) -> Batch:
-        moved = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in vars(self).items()}
+        moved: dict[str, Any] = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in vars(self).items()}
         return Batch(**moved)
 
 
@@ -100,9 +109,7 @@ class HyperVLA(nn.Module):
         """Everything a checkpoint holds: all but the frozen encoders."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
-    def generate(
-        self, instructions: list[str], initial_images: UInt8[Tensor, "N C h w 3"]
-    ) -> Float[Tensor, "N W"]:
+    def generate(self, instructions: list[str], initial_images: UInt8[Tensor, "N C h w 3"]) -> Float[Tensor, "N W"]:
         """Task contexts → generated weights: the only use of the large networks."""
         text, text_mask = self.instruction_encoder(instructions)
         feature = self.image_feature(initial_images)
@@ -123,11 +130,16 @@ class HyperVLA(nn.Module):
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
         """Mean over frames of the head's loss. Frames of one context share one generated weight set."""
         text, text_mask = self.instruction_encoder(batch.instructions)
-        kept = torch.rand(batch.initial_images.shape[:2], device=text.device) >= self.config.context_image_dropout
-        return self.loss_of_tensors(text, text_mask, kept, batch)
+        # Drawn on the CPU, so that a run resumes bit for bit on any device.
+        kept = torch.rand(batch.initial_images.shape[:2]) >= self.config.context_image_dropout
+        return self.loss_of_tensors(text, text_mask, kept.to(text.device), batch)
 
     def loss_of_tensors(
-        self, text: Float[Tensor, "N L Dt"], text_mask: Bool[Tensor, "N L"], image_mask: Bool[Tensor, "N C"], batch: Batch
+        self,
+        text: Float[Tensor, "N L Dt"],
+        text_mask: Bool[Tensor, "N L"],
+        image_mask: Bool[Tensor, "N C"],
+        batch: Batch,
     ) -> Float[Tensor, ""]:
         """The part of the loss that can be traced: everything after the frozen text encoder."""
         feature = self.image_feature(batch.initial_images)

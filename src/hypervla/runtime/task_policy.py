@@ -21,6 +21,8 @@ from hypervla.embodiment import Embodiment
 FORMAT = 1
 UNSIGNED = "0" * 64
 """Stands in place of the file's own sha256 while that is computed."""
+SIGNATURE = re.compile(rb'\\"sha256\\": \\"([0-9a-f]{64})\\"')
+"""The sha256 in the header: JSON inside a JSON string, hence the backslashes."""
 
 
 @dataclass(frozen=True)
@@ -155,13 +157,15 @@ class StackedPolicies:
     def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
         """One chunk for each policy's observation."""
         if len(observations) != len(self.policies):
-            raise UserError(f"{len(self.policies)} stacked policies need as many observations, not {len(observations)}.")
+            raise UserError(
+                f"{len(self.policies)} stacked policies need as many observations, not {len(observations)}."
+            )
         began = time.perf_counter()
         images = np.stack([self._images(p, o) for p, o in zip(self.policies, observations, strict=True)])
         proprio = None
         if self.engine.reads_proprio:
             pairs = zip(self.policies, observations, strict=True)
-            proprio = np.stack([p.card.normalizer.forward_proprio(np.float32(o.proprio)) for p, o in pairs])
+            proprio = np.stack([p.card.normalizer.forward_proprio(np.asarray(o.proprio, np.float32)) for p, o in pairs])
         preprocessing = time.perf_counter() - began
         prediction = self.engine.run(self._weights, images, proprio)
         self.last_timing = Timing(preprocessing, prediction.backbone_seconds, prediction.policy_seconds)
@@ -201,11 +205,13 @@ def to_bytes(weights: Float32[np.ndarray, " W"], layout: WeightLayout, card: Tas
     """A safetensors file: one tensor per generated weight, and the card, layout and file digest as metadata."""
     from safetensors.numpy import save
 
-    about = card.to_json() | {"format": FORMAT, "layout": [vars(spec) for spec in layout.specs]}
+    about = card.to_json() | {"format": FORMAT, "layout": [vars(spec) for spec in layout.specs], "sha256": UNSIGNED}
     tensors = {name: np.ascontiguousarray(value) for name, value in layout.split(weights).items()}
-    unsigned = save(tensors, metadata={"hypervla": json.dumps(about, sort_keys=True), "sha256": UNSIGNED})
-    digest = hashlib.sha256(unsigned).hexdigest()
-    return unsigned.replace(f'"sha256":"{UNSIGNED}"'.encode(), f'"sha256":"{digest}"'.encode(), 1)
+    unsigned = save(tensors, metadata={"hypervla": json.dumps(about, sort_keys=True)})
+    place = SIGNATURE.search(unsigned)
+    assert place is not None
+    digest = hashlib.sha256(unsigned).hexdigest().encode()
+    return unsigned[: place.start(1)] + digest + unsigned[place.end(1) :]
 
 
 def from_bytes(data: bytes, source: Path) -> tuple[Float32[np.ndarray, " W"], WeightLayout, TaskPolicyCard]:
@@ -213,9 +219,9 @@ def from_bytes(data: bytes, source: Path) -> tuple[Float32[np.ndarray, " W"], We
     from safetensors.numpy import load
 
     header = data[8 : 8 + int.from_bytes(data[:8], "little")]
-    signature = re.search(rb'"sha256":"([0-9a-f]{64})"', header)
-    unsigned = data.replace(signature[1], UNSIGNED.encode(), 1) if signature else b""
-    if not signature or hashlib.sha256(unsigned).hexdigest().encode() != signature[1]:
+    place = SIGNATURE.search(data)
+    unsigned = data[: place.start(1)] + UNSIGNED.encode() + data[place.end(1) :] if place else b""
+    if not place or hashlib.sha256(unsigned).hexdigest().encode() != place[1]:
         raise UserError(f"{source} is damaged or no task policy: compile it again, or copy it once more.")
     about = json.loads(json.loads(header)["__metadata__"]["hypervla"])
     if about["format"] != FORMAT:

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from importlib.resources import files
 from typing import Any
 
@@ -42,13 +43,13 @@ def tasks() -> Mapping[str, TaskInstructions]:
 
 
 SHARED_SCENE = ("reach-v3", "push-v3", "pick-place-v3")
-"""Tasks whose scenes hold the same puck and a goal marker (of another colour), so that each can be asked for in each."""
+"""Tasks whose scenes hold the same puck and a goal marker, so that each can be asked for in each."""
 
 
 class MetaworldEnvironment:
     """One Metaworld task; an Environment. `goal_visible` draws the goal marker where Metaworld draws one.
 
-    `scene` sets the task in the scene of another one of SHARED_SCENE; success is then judged by the task's own distance.
+    `scene` sets the task in the scene of another one of SHARED_SCENE; its own distance then judges success.
     """
 
     embodiment = METAWORLD_SAWYER
@@ -98,8 +99,7 @@ class MetaworldEnvironment:
 
     def render(self, size: int) -> UInt8[np.ndarray, "size size 3"]:
         """The whole camera view at size × size pixels, upright."""
-        import mujoco
-
+        mujoco: Any = import_module("mujoco")  # its names are compiled: type checkers see none of them
         simulator = self._simulator
         if size not in self._renderers:
             self._renderers[size] = mujoco.Renderer(simulator.model, size, size)
@@ -129,8 +129,7 @@ class MetaworldEnvironment:
 
     def _place_goal_marker(self) -> None:
         """Metaworld moves the marker only after the first step; the first image must show it too."""
-        import mujoco
-
+        mujoco: Any = import_module("mujoco")
         simulator = self._simulator
         for name, position in simulator._target_site_config:
             simulator._set_pos_site(name, position)

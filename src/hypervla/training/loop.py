@@ -68,19 +68,20 @@ def train(
             run.step = step
 
             losses.append(loss.detach())
-            saving = step % save_every == 0 or step == recipe.steps or stop.is_set()
+            stopping = stop.is_set()
+            saving = step % save_every == 0 or step == recipe.steps or stopping
             if saving or step % REPORT_EVERY == 0:
                 run.loss = _finite(torch.stack(losses).mean(), step)
                 samples = len(losses) * recipe.batch_contexts * recipe.frames_per_context
                 rate = samples / (time.monotonic() - began)
-                extra = {"validation_loss": run.validation_loss()} if saving else {}
+                extra = {"validation_loss": run.validation_loss()} if saving and len(run.validation.episodes) else {}
                 metrics.report(step, loss=run.loss, gradient_norm=float(norm), samples_per_second=rate, **extra)
                 losses, began = [], time.monotonic()
             if on_step is not None:
                 on_step(step, model)
             if saving:
                 run.save()
-            if stop.is_set():
+            if stopping:
                 raise KeyboardInterrupt(f"Stopped after step {step}; the same command with --resume continues.")
 
 
@@ -114,8 +115,6 @@ class Run:
     @torch.no_grad()
     def validation_loss(self) -> float:
         """Loss of the present weights on episodes kept from training, without touching the random state."""
-        if not len(self.validation.episodes):
-            return float("nan")
         random = torch.get_rng_state()
         with self.autocast():
             losses = [self.model.loss(self.batch(self.validation, i)) for i in range(VALIDATION_BATCHES)]
@@ -217,7 +216,7 @@ def check_fit(recipe: Recipe, embodiment: Embodiment) -> None:
 def to_tensors(batch: ContextBatch) -> Batch:
     """NumPy → torch, without copies."""
     arrays = {name: value for name, value in vars(batch).items() if isinstance(value, np.ndarray)}
-    tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in arrays.items()}
+    tensors: dict[str, Any] = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in arrays.items()}
     return Batch(**(vars(batch) | tensors))
 
 
@@ -238,5 +237,7 @@ def stop_on_interrupt() -> Iterator[threading.Event]:
 def _finite(loss: Tensor, step: int) -> float:
     value = float(loss)
     if not np.isfinite(value):
-        raise UserError(f"The loss became {value} at step {step}: lower the learning rate or look for outliers in the data.")
+        raise UserError(
+            f"The loss became {value} at step {step}: lower the learning rate or look for outliers in the data."
+        )
     return value

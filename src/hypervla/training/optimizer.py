@@ -68,8 +68,8 @@ def update_average(
     average: dict[str, Tensor], parameters: Mapping[str, Tensor], config: OptimizerConfig, step: int
 ) -> None:
     """Move the average towards the weights after `step`; before `ema_start` it is a plain copy."""
-    current = list(parameters.values())
     if not average or step < config.ema_start:
         average.update({name: value.detach().clone() for name, value in parameters.items()})
     else:
-        torch._foreach_lerp_([average[name] for name in parameters], current, 1 - config.ema_decay)
+        for name, value in parameters.items():
+            average[name].lerp_(value, 1 - config.ema_decay)

@@ -63,14 +63,18 @@ def load(
     card_path = out / FOLDER / CARD
     if not card_path.is_file():
         raise UserError(f"{out} holds no run to resume ({FOLDER}/{CARD} is missing): leave out --resume to start one.")
-    card = json.loads(card_path.read_text())
+    try:
+        card = json.loads(card_path.read_text())
+        step, state, digest, saved = (card[key] for key in ("step", "state", "sha256", "identity"))
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{card_path} is damaged ({error}): start again without --resume in another --out.") from error
     for key, value in identity.items():
-        if card["identity"].get(key) != value:
+        if saved.get(key) != value:
             raise UserError(
-                f"{out} holds another run: its {key} is {_short(card['identity'].get(key))}, this command's is "
+                f"{out} holds another run: its {key} is {_short(saved.get(key))}, this command's is "
                 f"{_short(value)}. Resume with the same command, or choose another --out."
             )
-    tensors = read_weights(out / FOLDER / card["state"], card["sha256"])
+    tensors = read_weights(out / FOLDER / state, digest)
     parts: dict[str, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         part, _, rest = name.partition("/")
@@ -80,12 +84,10 @@ def load(
     average.update({name: value.to(parameters[name].device) for name, value in parts.pop("average").items()})
     torch.set_rng_state(parts.pop("random")[""])
     for name, parameter in parameters.items():
-        state = {key: moments[name] for key, moments in parts.items() if name in moments}
-        if state:
-            optimizer.state[parameter] = {
-                key: value if key == "step" else value.to(parameter.device) for key, value in state.items()
-            }
-    return card["step"]
+        moments = {key: values[name].to(parameter.device) for key, values in parts.items() if name in values}
+        if moments:
+            optimizer.state[parameter] = moments
+    return step
 
 
 def forget(out: Path) -> None:

@@ -21,6 +21,7 @@ class ScriptedExpert:
         """The expert's action for the present state, inside the robot's limits."""
         embodiment = self.environment.embodiment
         gripper = embodiment.gripper
+        assert gripper is not None
         action = np.clip(self._policy.get_action(self.environment.full_state()), -1.0, 1.0).astype(np.float32)
         action[gripper.index] = gripper.closed if action[gripper.index] > 0 else gripper.open
         return action

@@ -1,0 +1,186 @@
+"""From a dataset's folder to a checkpoint's."""
+
+from __future__ import annotations
+
+import json
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests import tiny
+from tests.fakes import POINT, make_point_world
+
+from hypervla.contracts import UserError
+from hypervla.data.record import record
+from hypervla.models import checkpoint
+from hypervla.models.action_head import ReleasedHead
+from hypervla.models.backbones import ConvNet
+from hypervla.training.loop import train
+from hypervla.training.metrics import LOG
+from hypervla.training.recipe import Recipe
+
+
+def weights(out: Path) -> bytes:
+    return (out / checkpoint.WEIGHTS).read_bytes()
+
+
+def rows(out: Path) -> list[dict]:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    return [json.loads(line, parse_constant=refuse) for line in (out / LOG).read_text().splitlines()]
+
+
+def test_the_checkpoint_holds_the_average_and_where_it_came_from(uninterrupted: Path, point_data: Path, recipe) -> None:
+    model, about, _ = checkpoint.load(uninterrupted)
+    assert (about.config, about.embodiment) == (recipe.model, POINT)
+    facts = about.provenance
+    assert (facts["step"], facts["recipe"]["name"], facts["recipe"]["steps"]) == (12, "tiny", 12)
+    assert (facts["dataset"]["episodes"], facts["dataset"]["name"]) == (36, point_data.name)
+    (state,) = (uninterrupted / "resume").glob("*-state.safetensors")
+    saved = load_file(state)
+    for name, parameter in model.named_parameters():
+        if not name.startswith("instruction_encoder."):
+            assert torch.equal(parameter, saved[f"average/{name}"].half().float()), name
+            assert not torch.equal(parameter, saved[f"weights/{name}"].half().float()), name
+
+
+def test_every_report_is_a_line_of_json(uninterrupted: Path) -> None:
+    reports = rows(uninterrupted)
+    assert [row["step"] for row in reports] == [3, 6, 9, 12]
+    wanted = {"step", "time", "loss", "gradient_norm", "samples_per_second", "validation_loss"}
+    assert all(set(row) == wanted for row in reports)
+    assert list((uninterrupted / "tensorboard").glob("events.*"))
+
+
+def test_a_run_is_a_function_of_its_recipe_and_data(uninterrupted: Path, recipe, point_data: Path, tmp_path) -> None:
+    torch.manual_seed(12345)
+    train(recipe, point_data, tmp_path / "again", save_every=3)
+    train(replace(recipe, seed=1), point_data, tmp_path / "seed", save_every=3)
+    assert weights(tmp_path / "again") == weights(uninterrupted)
+    assert weights(tmp_path / "seed") != weights(uninterrupted)
+
+
+@pytest.mark.parametrize("save_every", [1, 5, 100])
+def test_saving_and_validating_change_nothing(uninterrupted, recipe, point_data, tmp_path, save_every: int) -> None:
+    train(recipe, point_data, tmp_path / "out", save_every=save_every)
+    assert weights(tmp_path / "out") == weights(uninterrupted)
+
+
+def test_looking_on_sees_every_step_after_it(recipe: Recipe, point_data: Path, tmp_path: Path) -> None:
+    seen = []
+    train(recipe, point_data, tmp_path / "out", on_step=lambda step, model: seen.append((step, type(model).__name__)))
+    assert seen == [(step, "HyperVLA") for step in range(1, 13)]
+
+
+def test_training_lowers_the_loss(recipe: Recipe, point_data: Path, tmp_path: Path) -> None:
+    train(replace(recipe, steps=80), point_data, tmp_path / "out", save_every=20)
+    reports = rows(tmp_path / "out")
+    assert reports[-1]["loss"] < 0.7 * reports[0]["loss"]
+    assert reports[-1]["validation_loss"] < reports[0]["validation_loss"]
+
+
+def test_a_paper_shaped_model_trains_in_bfloat16(text_folder, vision_folder, point_data, tmp_path: Path) -> None:
+    model = tiny.paper_shaped(text_folder, vision_folder)
+    train(
+        tiny.recipe(model, precision="bfloat16", frames_per_context=1, steps=3, checkpoint_dtype="float32"),
+        point_data,
+        tmp_path / "out",
+    )
+    trained, before = checkpoint.load(tmp_path / "out")[0], tiny.seeded(checkpoint.HyperVLA, model)
+    frozen = trained.context_backbone.state_dict()
+    assert all(torch.equal(frozen[name], value) for name, value in before.context_backbone.state_dict().items())
+    assert not torch.equal(trained.backbone.model.layernorm.weight, before.backbone.model.layernorm.weight)
+
+
+def test_gradients_are_clipped_all_together(recipe: Recipe, point_data: Path, tmp_path: Path) -> None:
+    norms: list[float] = []
+
+    def measure(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norms.append(float(torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt()))
+
+    hook = torch.optim.optimizer.register_optimizer_step_pre_hook(measure)
+    try:
+        clip = replace(recipe.optimizer, clip=0.25)
+        train(replace(recipe, optimizer=clip), point_data, tmp_path / "out", save_every=1)
+    finally:
+        hook.remove()
+    reported = [row["gradient_norm"] for row in rows(tmp_path / "out")]
+    assert max(reported) > 0.25
+    assert norms == pytest.approx([min(0.25, norm) for norm in reported], rel=1e-4)
+
+
+def test_the_first_step_has_rate_zero(recipe: Recipe, point_data: Path, tmp_path: Path) -> None:
+    train(replace(recipe, steps=1, checkpoint_dtype="float32"), point_data, tmp_path / "out")
+    torch.manual_seed(recipe.seed)
+    fresh = checkpoint.HyperVLA(recipe.model).trained_parameters()
+    saved = load_file(tmp_path / "out" / checkpoint.WEIGHTS)
+    assert all(torch.equal(saved[name], parameter) for name, parameter in fresh.items())
+
+
+def test_few_episodes_train_without_a_validation_loss(recipe: Recipe, tmp_path: Path) -> None:
+    record(tmp_path / "few", ["find"], 2, make=make_point_world, noise=0.0, seed=0, workers=1, max_steps=12)
+    train(replace(recipe, steps=2), tmp_path / "few", tmp_path / "out")
+    assert "validation_loss" not in rows(tmp_path / "out")[-1]
+
+
+def test_the_handler_of_ctrl_c_is_put_back(recipe: Recipe, point_data: Path, tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    train(replace(recipe, steps=1), point_data, tmp_path / "out")
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"cameras": 2}, "2 cameras"),
+        ({"head": ReleasedHead(horizon=2, action_size=4, gripper_index=3)}, "4 action dimensions"),
+        ({"backbone": ConvNet(image_size=32, widths=(4, 8))}, r"\{\(32, 32\)\} image size"),
+        ({"policy": replace(tiny.convolutional(Path()).policy, proprio_size=3)}, "3 proprio numbers"),
+    ],
+)
+def test_another_robots_data_is_refused(recipe: Recipe, point_data: Path, tmp_path: Path, change, what: str) -> None:
+    other = replace(recipe, model=replace(recipe.model, **change))
+    with pytest.raises(UserError, match=f"The recipe tiny is made for {what}, but point has"):
+        train(other, point_data, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(uninterrupted: Path, recipe: Recipe, point_data: Path) -> None:
+    before = weights(uninterrupted)
+    with pytest.raises(UserError, match="already holds a run: continue it with --resume, or choose another --out"):
+        train(recipe, point_data, uninterrupted)
+    assert weights(uninterrupted) == before
+
+
+def test_a_folder_without_data_is_refused(recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="Not a LeRobot dataset"):
+        train(recipe, tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_loss_that_is_no_number_stops_the_run_before_it_is_saved(recipe, point_data: Path, tmp_path: Path) -> None:
+    wild = replace(recipe.optimizer, hypernetwork_rate=1e30, warmup=1)
+    with pytest.raises(UserError, match=r"The loss became (nan|inf) at step \d+: lower the learning rate"):
+        train(replace(recipe, optimizer=wild), point_data, tmp_path / "out", save_every=12)
+    assert not (tmp_path / "out" / checkpoint.CARD).exists()
+    assert not (tmp_path / "out/resume").exists()
+
+
+# Traced
+
+
+@pytest.mark.traced
+def test_a_traced_run_is_the_eager_one(recipe: Recipe, point_data: Path, tmp_path: Path) -> None:
+    for name, trace in (("eager", False), ("traced", True)):
+        train(replace(recipe, trace=trace, steps=4), point_data, tmp_path / name)
+    eager, traced = (load_file(tmp_path / name / checkpoint.WEIGHTS) for name in ("eager", "traced"))
+    for name, value in eager.items():
+        torch.testing.assert_close(traced[name].float(), value.float(), rtol=1e-2, atol=1e-2, msg=name)
