@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
@@ -54,6 +54,7 @@ def record(
     seed: int = 0,
     workers: int = 2,
     max_steps: int = 400,
+    driver: str | None = None,
 ) -> None:
     """Record demonstrations of scripted experts as a LeRobot v3.0 dataset; running it again goes on.
 
@@ -68,6 +69,8 @@ def record(
         seed: First scene of each task.
         workers: Processes that simulate.
         max_steps: An attempt ends after this many steps.
+        driver: A checkpoint that drives the first steps of each episode, while the expert labels what it should have
+            done and then rescues it (DAgger).
     """
     from hypervla.contracts import UserError
 
@@ -89,7 +92,22 @@ def record(
         max_steps=max_steps,
         suite=suite or "",
         command=shlex.join(["hypervla", *sys.argv[1:]]),
+        **_driver(driver),
     )
+
+
+def _driver(name: str | None) -> dict[str, Any]:
+    """What `record` needs to know of the policy that drives."""
+    if name is None:
+        return {}
+    from functools import partial
+
+    from hypervla.arguments import find_checkpoint
+    from hypervla.evaluation.driver import PolicyDriver
+    from hypervla.models.checkpoint import read_card
+
+    path = find_checkpoint(name)
+    return {"make_driver": partial(PolicyDriver, path), "driver": read_card(path).digest}
 
 
 @data_app.command(name="info")
@@ -115,9 +133,10 @@ def train(
     recipe: Positional[str],
     /,
     *,
-    data: Path,
+    data: UseAppendAction[tuple[Path, ...]],
     out: Out,
     resume: Flag = False,
+    initial: Annotated[str | None, arg(name="init")] = None,
     device: Device = "cpu",
     steps: int | None = None,
     batch_contexts: int | None = None,
@@ -131,9 +150,10 @@ def train(
 
     Args:
         recipe: Name of the recipe.
-        data: Folder of the dataset.
+        data: Folder of a dataset; several are used together.
         out: Folder for checkpoints and logs.
         resume: Continue the interrupted run in --out, bit for bit.
+        initial: A checkpoint of the same model to start from, with a fresh optimizer.
         steps: Override the recipe's number of steps.
         batch_contexts: Override the recipe's task contexts per batch.
         seed: Override the recipe's seed.
@@ -144,7 +164,7 @@ def train(
 
     if trace and no_trace:
         raise UserError("Choose one of --trace and --no-trace.")
-    from hypervla.arguments import check_device, override
+    from hypervla.arguments import check_device, find_checkpoint, override
     from hypervla.training.loop import train as train_recipe
     from hypervla.training.recipe import recipe as find_recipe
 
@@ -152,7 +172,8 @@ def train(
     chosen = override(
         find_recipe(recipe), {"steps": steps, "batch_contexts": batch_contexts, "seed": seed, "trace": traced}
     )
-    train_recipe(chosen, data, out, resume=resume, device=check_device(device))
+    start = None if initial is None else find_checkpoint(initial)
+    train_recipe(chosen, data, out, resume=resume, initial=start, device=check_device(device))
 
 
 @app.command(name="compile")

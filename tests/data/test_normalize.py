@@ -30,8 +30,10 @@ deviations = st.floats(0.0099945068359375, 100, width=32)
 
 @st.composite
 def normalizers(draw: st.DrawFn, robot=FREE) -> Normalizer:
+    kinds = {"mean": numbers, "std": deviations}
+
     def feature(size: int) -> dict[str, np.ndarray]:
-        return {name: draw(arrays(np.float32, size, elements=x)) for name, x in (("mean", numbers), ("std", deviations))}
+        return {stat: draw(arrays(np.float32, size, elements=x)) for stat, x in kinds.items()}
 
     statistics = {"action": feature(robot.action_size), "observation.state": feature(robot.proprio_size)}
     return Normalizer.from_statistics(statistics, robot)
@@ -79,7 +81,7 @@ def test_the_input_is_left_as_it_was() -> None:
 
 
 def test_a_number_that_never_moved_is_shifted_but_not_scaled() -> None:
-    statistics = {"action": {"mean": [1, 1, 1], "std": [0, 1e-9, 2]}, "observation.state": STATISTICS["observation.state"]}
+    statistics = STATISTICS | {"action": {"mean": [1, 1, 1], "std": [0, 1e-9, 2]}}
     out = Normalizer.from_statistics(statistics, FREE).forward_actions(np.full((1, 3), 1.5, np.float32))
     np.testing.assert_allclose(out, [[0.5, 0.5, 0.25]])
 
@@ -96,7 +98,7 @@ def test_unfit_statistics_are_refused_by_name(feature: str, stat: str, bad: str 
         values.pop()
     else:
         values[-1] = bad
-    with pytest.raises(UserError, match=f"finite numbers for the {stat} of '{feature}', but .* record the dataset again"):
+    with pytest.raises(UserError, match=f"finite numbers for the {stat} of '{feature}', but .* record the dataset"):
         Normalizer.from_statistics(statistics, POINT)
 
 

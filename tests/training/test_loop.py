@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from tests import tiny
 from tests.fakes import POINT, make_point_world
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from hypervla.contracts import UserError
 from hypervla.data.record import record
@@ -103,7 +105,7 @@ def test_gradients_are_clipped_all_together(recipe: Recipe, point_data: Path, tm
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norms.append(float(torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt()))
 
-    hook = torch.optim.optimizer.register_optimizer_step_pre_hook(measure)
+    hook = register_optimizer_step_pre_hook(measure)
     try:
         clip = replace(recipe.optimizer, clip=0.25)
         train(replace(recipe, optimizer=clip), point_data, tmp_path / "out", save_every=1)
@@ -178,9 +180,12 @@ def test_a_loss_that_is_no_number_stops_the_run_before_it_is_saved(recipe, point
 
 
 @pytest.mark.traced
-def test_a_traced_run_is_the_eager_one(recipe: Recipe, point_data: Path, tmp_path: Path) -> None:
+def test_a_traced_run_is_the_eager_one(recipe: Recipe, point_data: Path, tmp_path: Path, monkeypatch) -> None:
+    """Traced in one piece, but run by PyTorch's own kernels: generating C++ for these would take a minute."""
+    traced_as_one = partial(torch.compile, fullgraph=True, backend="aot_eager")
+    monkeypatch.setattr(torch, "compile", traced_as_one)
     for name, trace in (("eager", False), ("traced", True)):
-        train(replace(recipe, trace=trace, steps=4), point_data, tmp_path / name)
+        train(replace(recipe, trace=trace, checkpoint_dtype="float32"), point_data, tmp_path / name, save_every=6)
     eager, traced = (load_file(tmp_path / name / checkpoint.WEIGHTS) for name in ("eager", "traced"))
     for name, value in eager.items():
-        torch.testing.assert_close(traced[name].float(), value.float(), rtol=1e-2, atol=1e-2, msg=name)
+        torch.testing.assert_close(traced[name], value, rtol=1e-3, atol=1e-3, msg=name)

@@ -120,7 +120,7 @@ def test_ctrl_c_saves_all_that_was_done_and_the_run_goes_on_from_there(
     uninterrupted: Path, recipe: Recipe, point_data: Path, tmp_path: Path, step: int
 ) -> None:
     out = tmp_path / "interrupted"
-    with pytest.raises(KeyboardInterrupt, match=rf"Stopped after step \d+; the same command with --resume continues"):
+    with pytest.raises(KeyboardInterrupt, match=r"Stopped after step \d+; the same command with --resume continues"):
         train(recipe, point_data, out, save_every=3, on_step=interrupt_at(step))
     stopped = json.loads((out / "resume/state.json").read_text())["step"]
     assert step <= stopped <= step + 1

@@ -222,34 +222,49 @@ class Frames:
         return len(self.actions)
 
 
-def load_frames(dataset: LeRobotDataset, workers: int = 2, cameras: Sequence[str] | None = None) -> Frames:
-    """Decode the whole dataset with `workers` threads; needs frames × crop height × crop width × 3 bytes a camera."""
-    names = [camera.name for camera in dataset.embodiment.cameras] if cameras is None else cameras
-    chosen = [dataset.embodiment.camera(name) for name in names]
-    images = {camera.name: np.empty((dataset.frames, *camera.view_size, 3), np.uint8) for camera in chosen}
+def load_frames(*datasets: LeRobotDataset, workers: int = 2, cameras: Sequence[str] | None = None) -> Frames:
+    """Decode whole datasets of one robot, one behind the other, with `workers` threads.
 
-    def fill(camera: Camera, span: _Span) -> int:
-        target = images[camera.name][span.row : span.row + span.count]
-        for row, image in enumerate(decode(span.path, span.start, span.count, dataset.fps)):
+    Needs frames × view height × view width × 3 bytes a camera. Raises UserError when the robots differ.
+    """
+    robot, total = datasets[0].embodiment, sum(dataset.frames for dataset in datasets)
+    for dataset in datasets[1:]:
+        if dataset.embodiment != robot:
+            raise UserError(f"{dataset.root} was recorded with another robot or camera than {datasets[0].root}.")
+    chosen = [robot.camera(name) for name in cameras or [camera.name for camera in robot.cameras]]
+    images = {camera.name: np.empty((total, *camera.view_size, 3), np.uint8) for camera in chosen}
+    offsets = np.cumsum([0] + [dataset.frames for dataset in datasets])
+
+    def fill(camera: Camera, span: _Span, offset: int, fps: int) -> int:
+        target = images[camera.name][offset + span.row : offset + span.row + span.count]
+        for row, image in enumerate(decode(span.path, span.start, span.count, fps)):
             target[row] = camera.view(image)
         return span.count
 
-    spans = [(camera, span) for camera in chosen for span in _spans(dataset, camera)]
-    with ThreadPoolExecutor(workers) as pool, _progress(dataset.frames * len(chosen)) as advance:
-        futures = [pool.submit(fill, camera, span) for camera, span in spans]
+    with ThreadPoolExecutor(workers) as pool, _progress(total * len(chosen)) as advance:
+        futures = [
+            pool.submit(fill, camera, span, int(offset), dataset.fps)
+            for dataset, offset in zip(datasets, offsets[:-1], strict=True)
+            for camera in chosen
+            for span in _spans(dataset, camera)
+        ]
         try:
             for future in as_completed(futures):
                 advance(future.result())
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-    has_proprio = dataset.embodiment.proprio_size > 0
+
+    def column(name: str) -> Float32[np.ndarray, "F D"]:
+        return np.concatenate([np.asarray(dataset.column(name), np.float32) for dataset in datasets])
+
+    starts = [dataset.episode_starts[:-1] + offset for dataset, offset in zip(datasets, offsets[:-1], strict=True)]
     return Frames(
         images=images,
-        actions=np.asarray(dataset.column("action"), np.float32),
-        proprio=np.asarray(dataset.column("observation.state"), np.float32) if has_proprio else None,
-        episode_starts=dataset.episode_starts,
-        episode_instruction=dataset.episode_instructions,
+        actions=column("action"),
+        proprio=column("observation.state") if robot.proprio_size > 0 else None,
+        episode_starts=np.concatenate([*starts, offsets[-1:]]),
+        episode_instruction=[text for dataset in datasets for text in dataset.episode_instructions],
     )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -19,7 +20,7 @@ from zlib import crc32
 import numpy as np
 from jaxtyping import Float32
 
-from hypervla.contracts import Environment, Episode, UserError
+from hypervla.contracts import Environment, Episode, Observation, UserError
 from hypervla.data.lerobot_writer import stage_episode, write_json
 from hypervla.data.staging import FOLDER, Plan, Tally, assemble, attempt_folder, is_finished, open_staging, tallies_of
 
@@ -31,7 +32,23 @@ class Demonstrator(Protocol):
     def action(self) -> Float32[np.ndarray, " A"]: ...
 
 
+@runtime_checkable
+class Driver(Protocol):
+    """A policy that moves the robot for the first part of an episode, while the demonstrator says what it should do."""
+
+    def start(self, instruction: str, observation: Observation) -> None:
+        """Begin an episode with its first observation."""
+        ...
+
+    def action(self, observation: Observation) -> Float32[np.ndarray, " A"]:
+        """The action to carry out now."""
+        ...
+
+
 Make = Callable[[str], tuple[Environment, Demonstrator]]
+MakeDriver = Callable[[], Driver]
+DRIVEN_STEPS = 120
+"""A driver hands over to the demonstrator after at most so many steps, drawn anew for each episode."""
 
 
 def record(
@@ -46,15 +63,20 @@ def record(
     max_steps: int = 400,
     suite: str = "",
     command: str = "",
+    make_driver: MakeDriver | None = None,
+    driver: str = "",
 ) -> None:
     """Record a LeRobot v3.0 dataset of successful demonstrations into `out`.
+
+    With `make_driver` a policy drives the first steps of each episode and the demonstrator labels the states it gets
+    into, then rescues it (DAgger, Ross et al. 2011); `driver` names it, for instance by its checkpoint's digest.
 
     `make(task)` gives an environment and its demonstrator; it is called in spawned processes, so it must be a
     module-level function (or a `functools.partial` of one), except with one worker, which is this process.
     The same call continues an interrupted recording. Raises UserError, and KeyboardInterrupt with a message.
     """
     counts = (episodes,) * len(tasks) if isinstance(episodes, int) else tuple(episodes)
-    plan = Plan(suite, tuple(tasks), counts, noise, seed, max_steps)
+    plan = Plan(suite, tuple(tasks), counts, noise, seed, max_steps, driver)
     _check(plan, workers)
     staging = out / FOLDER
     if is_finished(out, plan):
@@ -62,7 +84,7 @@ def record(
         return
     open_staging(out, staging, plan)
     try:
-        _collect(staging, plan, make, workers)
+        _collect(staging, plan, _Tools(make, make_driver), workers)
         assemble(out, staging, plan, command)
     except KeyboardInterrupt:
         kept = sum(tally.kept for tally in tallies_of(staging, plan))
@@ -90,6 +112,14 @@ def _check(plan: Plan, workers: int) -> None:
         raise UserError(f"The action noise is a standard deviation of 0 or more, but {plan.noise} came.")
 
 
+@dataclass(frozen=True)
+class _Tools:
+    """What a worker process needs to make its own environments, demonstrators and driver."""
+
+    make: Make
+    make_driver: MakeDriver | None
+
+
 # One attempt
 
 
@@ -100,11 +130,13 @@ def demonstrate(
     seed: int,
     noise: float,
     max_steps: int,
+    driver: Driver | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Episode | None:
     """One attempt from the scene of `seed`; None when it is stopped or has not succeeded within `max_steps`.
 
-    The executed action is the expert's plus Gaussian noise on all but the gripper; the label is the expert's alone.
+    The executed action is the expert's (or, at first, the driver's) plus Gaussian noise on all but the gripper; the
+    label is the expert's alone.
     """
     embodiment = environment.embodiment
     random = np.random.default_rng([seed, crc32(environment.task.encode())])
@@ -114,7 +146,8 @@ def demonstrate(
     hidden_state = getattr(environment, "environment_state", None)
     environment.reset(seed)
     observations, actions, states = [], [], []
-    for _ in range(max_steps):
+    driven = 0 if driver is None else int(random.integers(DRIVEN_STEPS))
+    for step in range(max_steps):
         if stop():
             return None
         observations.append(environment.observe())
@@ -122,7 +155,10 @@ def demonstrate(
             states.append(hidden_state())
         action = np.asarray(demonstrator.action(), np.float32)
         actions.append(action)
-        noisy = action + np.float32(scale * random.standard_normal(len(action)))
+        if driver is not None and step == 0:
+            driver.start(str(random.choice(list(environment.instructions))), observations[0])
+        chosen = driver.action(observations[-1]) if driver is not None and step < driven else action
+        noisy = chosen + np.float32(scale * random.standard_normal(len(action)))
         if environment.execute(embodiment.clip(noisy[None])).success:
             break
     else:
@@ -141,15 +177,16 @@ def demonstrate(
         else None,
         success=success,
         environment_state=np.stack(states) if states else None,
-        source={"task": environment.task, "seed": seed, "noise": float(scale.max())},
+        source={"task": environment.task, "seed": seed, "noise": float(scale.max()), "driven": driven},
     )
 
 
 class _Recorder:
     """Carries out attempts in one process, keeping the environment of the latest task."""
 
-    def __init__(self, staging: Path, plan: Plan, make: Make, stop: Callable[[], bool]) -> None:
-        self._staging, self._plan, self._make, self._stop = staging, plan, make, stop
+    def __init__(self, staging: Path, plan: Plan, tools: _Tools, stop: Callable[[], bool]) -> None:
+        self._staging, self._plan, self._make, self._stop = staging, plan, tools.make, stop
+        self._driver = tools.make_driver() if tools.make_driver is not None else None
         self._task = -1
         self._environment: Environment | None = None
         self._demonstrator: Demonstrator | None = None
@@ -166,7 +203,8 @@ class _Recorder:
         assert self._demonstrator is not None
         episode = demonstrate(
             environment, self._demonstrator,
-            seed=plan.seed + attempt, noise=plan.noise, max_steps=plan.max_steps, stop=self._stop,
+            seed=plan.seed + attempt, noise=plan.noise, max_steps=plan.max_steps,
+            driver=self._driver, stop=self._stop,
         )  # fmt: skip
         if episode is None and self._stop():
             return None
@@ -193,13 +231,13 @@ class _Recorder:
 _recorder: _Recorder | None = None
 
 
-def _start_worker(staging: Path, plan: Plan, make: Make, stop: Any) -> None:
+def _start_worker(staging: Path, plan: Plan, tools: _Tools, stop: Any) -> None:
     """Set up a spawned process, which ends with its parent."""
     global _recorder
     parent = parent_process()
     assert parent is not None
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-    _recorder = _Recorder(staging, plan, make, stop.is_set)
+    _recorder = _Recorder(staging, plan, tools, stop.is_set)
 
 
 def _attempt_in_worker(task: int, attempt: int) -> bool | None:
@@ -210,9 +248,9 @@ def _attempt_in_worker(task: int, attempt: int) -> bool | None:
 # All attempts
 
 
-def _collect(staging: Path, plan: Plan, make: Make, workers: int) -> None:
+def _collect(staging: Path, plan: Plan, tools: _Tools, workers: int) -> None:
     tallies = tallies_of(staging, plan)
-    with _Display(tallies) as display, _workers(staging, plan, make, workers) as submit:
+    with _Display(tallies) as display, _workers(staging, plan, tools, workers) as submit:
         running: dict[Future[bool | None], tuple[int, int]] = {}
         while True:
             for task, tally in enumerate(tallies):
@@ -239,10 +277,10 @@ Submit = Callable[[int, int], "Future[bool | None]"]
 
 
 @contextmanager
-def _workers(staging: Path, plan: Plan, make: Make, workers: int) -> Iterator[Submit]:
+def _workers(staging: Path, plan: Plan, tools: _Tools, workers: int) -> Iterator[Submit]:
     """Something to submit attempts to; leaving early stops the episodes under way."""
     if workers == 1:
-        recorder = _Recorder(staging, plan, make, lambda: False)
+        recorder = _Recorder(staging, plan, tools, lambda: False)
 
         def here(task: int, attempt: int) -> Future[bool | None]:
             future: Future[bool | None] = Future()
@@ -256,7 +294,7 @@ def _workers(staging: Path, plan: Plan, make: Make, workers: int) -> Iterator[Su
         return
     context = get_context("spawn")
     stop = context.Event()
-    pool = ProcessPoolExecutor(workers, context, _start_worker, (staging, plan, make, stop))
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (staging, plan, tools, stop))
 
     def there(task: int, attempt: int) -> Future[bool | None]:
         # Workers start here and inherit the mask: Ctrl-C, which reaches the whole process group, is for the parent.

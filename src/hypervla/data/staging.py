@@ -31,6 +31,8 @@ class Plan:
     seed: int
     """Attempt k of a task happens in the scene of seed + k."""
     max_steps: int
+    driver: str = ""
+    """The policy that drives the first steps of each episode; empty when the demonstrator does it all."""
 
     def to_json(self) -> dict[str, Any]:
         return json.loads(json.dumps({"version": PLAN_VERSION, **asdict(self)}))

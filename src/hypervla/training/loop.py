@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,20 +37,22 @@ OnStep = Callable[[int, HyperVLA], None]
 
 def train(
     recipe: Recipe,
-    data: Path,
+    data: Path | Sequence[Path],
     out: Path,
     *,
     resume: bool = False,
+    initial: Path | None = None,
     device: str = "cpu",
     on_step: OnStep | None = None,
     save_every: int = SAVE_EVERY,
 ) -> None:
-    """Train `recipe` on the LeRobot dataset in `data`; the checkpoint in `out` holds the averaged weights.
+    """Train `recipe` on the LeRobot datasets in `data`; the checkpoint in `out` holds the averaged weights.
 
+    `initial` is a checkpoint of the same model to start from, with its statistics and a fresh optimizer.
     `on_step(step, model)` is called after each step. With `resume` the run in `out` continues bit for bit (on the same
     machine and thread count). Raises UserError for unfit data or folders; Ctrl-C saves and raises KeyboardInterrupt.
     """
-    run = prepare(recipe, data, out, resume, device)
+    run = prepare(recipe, [data] if isinstance(data, Path) else list(data), out, resume, initial, device)
     model, optimizer, parameters = run.model, run.optimizer, run.model.trained_parameters()
     losses: list[Tensor] = []
     with Metrics(out, recipe.steps, run.step) as metrics, stop_on_interrupt() as stop:
@@ -100,8 +102,8 @@ class Run:
     optimizer: torch.optim.Optimizer
     average: dict[str, Tensor]
     identity: Mapping[str, Any]
-    dataset: Mapping[str, Any]
-    """Name, digest, episodes and frames of the data, for the checkpoint's provenance."""
+    datasets: Sequence[Mapping[str, Any]]
+    """Name, digest, episodes and frames of each dataset, for the checkpoint's provenance."""
     step: int = 0
     loss: float = float("nan")
 
@@ -134,7 +136,8 @@ class Run:
                 "recipe": self.identity["recipe"] | {"steps": self.recipe.steps},
                 "step": self.step,
                 "loss": self.loss,
-                "dataset": self.dataset,
+                "datasets": self.datasets,
+                "initial_checkpoint": self.identity["initial"],
                 "command": ["hypervla", *sys.argv[1:]],
                 "commit": code_commit(),
                 "machine": machine(),
@@ -143,21 +146,27 @@ class Run:
         )
 
 
-def prepare(recipe: Recipe, data: Path, out: Path, resume: bool, device: str) -> Run:
+def prepare(recipe: Recipe, data: Sequence[Path], out: Path, resume: bool, initial: Path | None, device: str) -> Run:
     """Everything in place for the first step, or for the next one of an interrupted run."""
-    dataset = LeRobotDataset(data)
-    check_fit(recipe, dataset.embodiment)
+    datasets = [LeRobotDataset(folder) for folder in data]
+    embodiment = datasets[0].embodiment
+    check_fit(recipe, embodiment)
     exists = (out / resuming.FOLDER).exists() or (out / checkpoint.CARD).exists()
     if exists and not resume:
         raise UserError(f"{out} already holds a run: continue it with --resume, or choose another --out.")
-    normalizer = Normalizer.from_statistics(dataset.statistics(), dataset.embodiment)
-    frames = load_frames(dataset)
+    start = None if initial is None else checkpoint.read_card(initial)
+    if start is None:
+        normalizer = Normalizer.from_statistics(datasets[0].statistics(), embodiment)
+    else:
+        normalizer = Normalizer.from_json(start.normalisation, embodiment)
+    frames = load_frames(*datasets)
+    paraphrases = {text: others for dataset in datasets for text, others in dataset.paraphrases.items()}
 
     def sampler(validation: bool) -> ContextSampler:
         return ContextSampler(
             frames,
             normalizer,
-            dataset.paraphrases,
+            paraphrases,
             horizon=recipe.model.head.horizon,
             seed=recipe.seed,
             reads_proprio=recipe.model.policy.proprio_size > 0,
@@ -166,19 +175,29 @@ def prepare(recipe: Recipe, data: Path, out: Path, resume: bool, device: str) ->
 
     torch.manual_seed(recipe.seed)
     model = HyperVLA(recipe.model).to(device)
+    if initial is not None and start is not None:
+        weights = checkpoint.read_weights(initial / checkpoint.WEIGHTS, start.digest)
+        checkpoint.assign(model.trained_parameters(), weights, initial)
     run = Run(
         recipe=recipe,
         out=out,
         device=torch.device(device),
-        embodiment=dataset.embodiment,
+        embodiment=embodiment,
         normalizer=normalizer,
         training=sampler(validation=False),
         validation=sampler(validation=True),
         model=model,
         optimizer=make_optimizer(model, recipe.optimizer),
         average={},
-        identity={"recipe": recipe_to_json(recipe), "dataset": dataset.digest},
-        dataset={"name": data.name, "digest": dataset.digest, "episodes": len(dataset), "frames": len(frames)},
+        identity={
+            "recipe": recipe_to_json(recipe),
+            "dataset": "+".join(dataset.digest for dataset in datasets),
+            "initial": None if start is None else start.digest,
+        },
+        datasets=[
+            {"name": dataset.root.name, "digest": dataset.digest, "episodes": len(dataset), "frames": dataset.frames}
+            for dataset in datasets
+        ],
     )
     if resume:
         run.step = resuming.load(out, model, run.average, run.optimizer, run.identity)
