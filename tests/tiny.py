@@ -102,6 +102,7 @@ def recipe(model: HyperVLAConfig, **changes) -> Recipe:
         batch_contexts=4,
         frames_per_context=2,
         seed=0,
+        view_shift=1,
         precision="float32",
         trace=False,
         checkpoint_dtype="float16",

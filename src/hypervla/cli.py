@@ -261,6 +261,7 @@ def evaluate(
     workers: int | None = None,
     out: Out = Path("runs/eval"),
     held_out_instructions: Flag = False,
+    against: Path | None = None,
     execution: Execution = "temporal-ensemble",
     device: Device = "cpu",
 ) -> None:
@@ -276,15 +277,18 @@ def evaluate(
         workers: Processes that simulate; one for each core when not given.
         out: Folder for the report.
         held_out_instructions: Ask with the paraphrases kept out of training.
+        against: Folder of an earlier evaluation on the same scenes: also print what changed, scene by scene.
     """
     from rich.console import Console
 
     from hypervla.arguments import check_device, find_checkpoint
     from hypervla.display import trial_progress
     from hypervla.evaluation import film, report, rollout
+    from hypervla.evaluation.results import Results, paired
     from hypervla.evaluation.suites import suite as find_suite
     from hypervla.runtime.execution import execution_mode
 
+    before = None if against is None else Results.load(against / "results.json")
     path, found, console = find_checkpoint(checkpoint), find_suite(suite), Console()
     with trial_progress(console) as on_trial:
         results = rollout.evaluate(
@@ -301,6 +305,8 @@ def evaluate(
         )
     page = report.write(results, film.load_filmstrips(out / "films"), out)
     console.print(report.table(results))
+    if before is not None:
+        console.print(f"Against {against}: {paired(before, results)}", soft_wrap=True)
     console.print(f"The report is in {page}", soft_wrap=True)
 
 

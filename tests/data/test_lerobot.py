@@ -106,7 +106,7 @@ def test_all_frames_at_once_equal_the_episodes_one_by_one(
     dataset: LeRobotDataset, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hypervla.data.lerobot.FRAMES_PER_SPAN", 19)
-    frames = load_frames(dataset, workers)
+    frames = load_frames(dataset, workers=workers)
     episodes = [dataset.episode(index, crop=True) for index in range(len(dataset))]
     np.testing.assert_array_equal(frames.images["top"], np.concatenate([each.images["top"] for each in episodes]))
     np.testing.assert_array_equal(frames.actions, np.concatenate([each.actions for each in episodes]))
@@ -131,6 +131,10 @@ def test_the_data_is_split_over_files_without_a_trace(dataset: LeRobotDataset, t
     split = write(tmp_path / "split", tmp_path / "staging", data_file_mb=0, video_file_mb=0)
     assert len(list(split.root.glob("data/*/*.parquet"))) == len(list(split.root.glob("videos/*/*/*.mp4"))) == 4
     one, many = load_frames(dataset), load_frames(split)
+    both = load_frames(dataset, split)
+    np.testing.assert_array_equal(both.actions, np.concatenate([one.actions, many.actions]))
+    np.testing.assert_array_equal(both.images["top"], np.concatenate([one.images["top"], many.images["top"]]))
+    assert both.episode_starts.tolist() == [*one.episode_starts, *(len(one) + many.episode_starts[1:])]
     np.testing.assert_array_equal(one.images["top"], many.images["top"])
     np.testing.assert_array_equal(one.actions, many.actions)
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.fakes import POINT, PointExpert, PointWorld, make_point_world
+from tests.fakes import POINT, PointExpert, PointWorld, make_point_world, seek_goal
 
-from hypervla.contracts import UserError
+from hypervla.contracts import Observation, UserError
 from hypervla.data import record as record_module
 from hypervla.data.lerobot import LeRobotDataset
 from hypervla.data.record import demonstrate, record
@@ -76,6 +76,37 @@ def test_labels_are_the_experts_actions_while_noise_moved_the_robot() -> None:
     assert (np.abs(executed[:, :2]) <= 0.1 + 1e-6).all()
     np.testing.assert_array_equal(executed[:, POINT.gripper.index], episode.actions[:, POINT.gripper.index])
     np.testing.assert_allclose(np.diff(episode.proprio, axis=0), executed[:-1, :2], atol=1e-6)
+
+
+class AwayFromGoal:
+    """Walks the wrong way; a Driver."""
+
+    def __init__(self) -> None:
+        self.started: list[str] = []
+
+    def start(self, instruction: str, observation: Observation) -> None:
+        self.started.append(instruction)
+
+    def action(self, observation: Observation) -> np.ndarray:
+        return -seek_goal(observation)[0]
+
+
+def test_a_driver_moves_the_robot_while_labels_stay_the_experts_who_then_rescues_it() -> None:
+    world, expert = make_point_world("find")
+    said: list[np.ndarray] = []
+    act = expert.action
+    expert.action = lambda: said.append(act()) or said[-1]
+    driver = AwayFromGoal()
+    episode = demonstrate(world, expert, seed=3, noise=0.0, max_steps=200, driver=driver)
+    assert episode is not None
+    driven = episode.source["driven"]
+    assert 0 < driven < len(episode)
+    assert len(driver.started) == 1
+    assert driver.started[0] in world.instructions
+    np.testing.assert_array_equal(episode.actions, said)
+    executed = np.stack(world.executed)
+    assert (executed[:driven, :2] != episode.actions[:driven, :2]).any(axis=1).all()
+    np.testing.assert_array_equal(executed[driven:], episode.actions[driven:])
 
 
 def test_a_frame_is_what_was_seen_before_its_action() -> None:
@@ -213,7 +244,16 @@ def test_ctrl_c_stops_all_processes_quickly_and_quietly_and_loses_no_episode(
 # Refusals
 
 
-@pytest.mark.parametrize("change", [{"noise": 0.1}, {"seed": 8}, {"episodes": 4}, {"tasks": ("flee", "find")}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"noise": 0.1},
+        {"seed": 8},
+        {"episodes": 4},
+        {"tasks": ("flee", "find")},
+        {"driver": "away", "make_driver": AwayFromGoal},
+    ],
+)
 def test_another_command_into_the_same_folder_is_refused(uninterrupted: Path, tmp_path: Path, change: dict) -> None:
     with pytest.raises(UserError, match="already holds another dataset"):
         recorded(uninterrupted, **change)

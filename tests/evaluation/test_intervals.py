@@ -62,3 +62,8 @@ def test_the_paired_interval_covers_the_truth_about_95_times_in_100() -> None:
     intervals = [agresti_min(100, int(gained), int(lost)) for gained, lost, _ in draws]
     covered = np.mean([interval.low <= -0.04 <= interval.high for interval in intervals])
     assert 0.93 < covered < 0.98
+
+
+def test_a_paired_difference_reads_as_a_sentence() -> None:
+    text = str(PairedDifference(pairs=300, gained=6, lost=12))
+    assert text == "-2.0 points (95 % interval -4.8 to +0.8) over 300 pairs: 6 gained, 12 lost"

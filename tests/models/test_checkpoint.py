@@ -202,19 +202,6 @@ def test_weights_replaced_without_their_card_are_refused(saved: Path, text_folde
     refused(saved, "damaged or foreign")
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "file"
-    checkpoint.write_atomically(path, b"old")
-
-    def full(*_: object) -> None:
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        checkpoint.write_atomically(path, b"new")
-    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("file", b"old")]
-
-
 def test_locate_names_near_matches(tmp_path: Path) -> None:
     assert checkpoint.locate(tmp_path) == tmp_path
     with pytest.raises(UserError, match="There is no checkpoint folder 'embeded'.*embedded"):

@@ -60,3 +60,20 @@ def test_a_view_for_people_has_the_size_asked_for() -> None:
 def test_an_unknown_task_is_answered_with_the_near_ones() -> None:
     with pytest.raises(UserError, match="drawer-open-v3"):
         MetaworldEnvironment("drawer-opn-v3")
+
+
+def test_a_task_in_another_tasks_scene_is_judged_by_its_own_distance() -> None:
+    reach, push = (MetaworldEnvironment(task, scene="pick-place-v3") for task in ("reach-v3", "push-v3"))
+    outcomes = []
+    for environment in (reach, push):
+        environment.reset(3)
+        for _ in range(150):
+            way = environment.environment_state()[14:] - environment.proprio()[:3]
+            outcome = environment.execute(ActionChunk(np.float32([[*np.clip(10 * way, -1, 1), -1.0]])))
+            if outcome.success:
+                break
+        outcomes.append(outcome.success)
+        environment.close()
+    assert outcomes == [True, False], "the hand is at the marker; the puck is where it was"
+    with pytest.raises(UserError, match="reach-v3"):
+        MetaworldEnvironment("push-v3", scene="reach-v4")

@@ -41,13 +41,33 @@ def test_the_checkpoint_holds_the_average_and_where_it_came_from(uninterrupted: 
     assert (about.config, about.embodiment) == (recipe.model, POINT)
     facts = about.provenance
     assert (facts["step"], facts["recipe"]["name"], facts["recipe"]["steps"]) == (12, "tiny", 12)
-    assert (facts["dataset"]["episodes"], facts["dataset"]["name"]) == (36, point_data.name)
+    assert (facts["datasets"][0]["episodes"], facts["datasets"][0]["name"]) == (36, point_data.name)
     (state,) = (uninterrupted / "resume").glob("*-state.safetensors")
     saved = load_file(state)
     for name, parameter in model.named_parameters():
         if not name.startswith("instruction_encoder."):
             assert torch.equal(parameter, saved[f"average/{name}"].half().float()), name
             assert not torch.equal(parameter, saved[f"weights/{name}"].half().float()), name
+
+
+def test_a_run_may_start_from_a_checkpoint_and_keeps_its_statistics(
+    uninterrupted: Path, recipe: Recipe, point_data: Path, tmp_path: Path
+) -> None:
+    still = replace(recipe, steps=1, optimizer=replace(recipe.optimizer, hypernetwork_rate=0.0, backbone_rate=0.0))
+    train(still, [point_data, point_data], tmp_path / "next", initial=uninterrupted)
+    assert weights(tmp_path / "next") == weights(uninterrupted)
+    before, after = checkpoint.read_card(uninterrupted), checkpoint.read_card(tmp_path / "next")
+    assert after.normalisation == before.normalisation
+    assert after.provenance["initial_checkpoint"] == before.digest
+    assert len(after.provenance["datasets"]) == 2
+
+
+def test_a_run_that_started_elsewhere_is_another_run(
+    uninterrupted: Path, recipe: Recipe, point_data: Path, tmp_path: Path
+) -> None:
+    train(recipe, point_data, tmp_path / "next", initial=uninterrupted)
+    with pytest.raises(UserError, match="its initial is"):
+        train(recipe, point_data, tmp_path / "next", resume=True)
 
 
 def test_every_report_is_a_line_of_json(uninterrupted: Path) -> None:

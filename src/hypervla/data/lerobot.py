@@ -222,16 +222,20 @@ class Frames:
         return len(self.actions)
 
 
-def load_frames(*datasets: LeRobotDataset, workers: int = 2, cameras: Sequence[str] | None = None) -> Frames:
+def load_frames(
+    *datasets: LeRobotDataset, workers: int = 2, cameras: Sequence[str] | None = None, margin: int = 0
+) -> Frames:
     """Decode whole datasets of one robot, one behind the other, with `workers` threads.
 
-    Needs frames × view height × view width × 3 bytes a camera. Raises UserError when the robots differ.
+    `margin` keeps so many pixels more on each side of the view, for views that are shifted at random. Needs frames ×
+    view height × view width × 3 bytes a camera. Raises UserError when the robots differ.
     """
     robot, total = datasets[0].embodiment, sum(dataset.frames for dataset in datasets)
     for dataset in datasets[1:]:
         if dataset.embodiment != robot:
             raise UserError(f"{dataset.root} was recorded with another robot or camera than {datasets[0].root}.")
-    chosen = [robot.camera(name) for name in cameras or [camera.name for camera in robot.cameras]]
+    names = [camera.name for camera in robot.cameras] if cameras is None else cameras
+    chosen = [robot.camera(name).wider(margin) for name in names]
     images = {camera.name: np.empty((total, *camera.view_size, 3), np.uint8) for camera in chosen}
     offsets = np.cumsum([0] + [dataset.frames for dataset in datasets])
 
@@ -246,7 +250,7 @@ def load_frames(*datasets: LeRobotDataset, workers: int = 2, cameras: Sequence[s
             pool.submit(fill, camera, span, int(offset), dataset.fps)
             for dataset, offset in zip(datasets, offsets[:-1], strict=True)
             for camera in chosen
-            for span in _spans(dataset, camera)
+            for span in _spans(dataset, robot.camera(camera.name))
         ]
         try:
             for future in as_completed(futures):

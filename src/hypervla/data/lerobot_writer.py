@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from jaxtyping import Float64, Int64, Shaped, UInt8
 
 from hypervla.contracts import Episode, UserError
 from hypervla.data.video import CODEC_INFO, JoinedVideo, encode
+from hypervla.durable import write_atomically
 from hypervla.embodiment import Embodiment
 
 try:
@@ -37,13 +37,7 @@ def image_key(camera: str) -> str:
 
 def write_json(path: Path, value: Any) -> None:
     """The value as JSON, all of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=4, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_atomically(path, json.dumps(value, indent=4, ensure_ascii=False).encode())
 
 
 # Statistics

@@ -39,9 +39,13 @@ class ContextSampler:
         horizon: int,
         seed: int,
         reads_proprio: bool,
+        margin: int = 0,
         validation: bool = False,
     ) -> None:
+        """`margin` is that of the frames: in training each context's view is shifted at random within it, its frames
+        and initial image alike; in validation it is the middle, which is what a robot sees."""
         self.frames, self.horizon, self.seed = frames, horizon, seed
+        self.margin, self.shifted = margin, margin > 0 and not validation
         self.actions = normalizer.forward_actions(frames.actions)
         self.proprio = None
         if reads_proprio and frames.proprio is not None:
@@ -61,17 +65,31 @@ class ContextSampler:
         starts, ends = self.frames.episode_starts[episodes], self.frames.episode_starts[episodes + 1]
         rows = random.integers(starts[:, None], ends[:, None], size=(contexts, frames_per_context))
         sentences = [self.sentences[episode] for episode in episodes]
+        instructions = [choices[random.integers(len(choices))] for choices in sentences]
+        corners = np.full((contexts, 2), self.margin)
+        if self.shifted:
+            corners = random.integers(2 * self.margin + 1, size=(contexts, 2))
+        actions, mask = self._chunks(rows, ends)
         return ContextBatch(
-            instructions=[choices[random.integers(len(choices))] for choices in sentences],
-            initial_images=self._images(starts),
-            images=self._images(rows),
+            instructions=instructions,
+            initial_images=self._images(starts[:, None], corners)[:, 0],
+            images=self._images(rows, corners),
             proprio=None if self.proprio is None else self.proprio[rows],
-            actions=(chunks := self._chunks(rows, ends))[0],
-            mask=chunks[1],
+            actions=actions,
+            mask=mask,
         )
 
-    def _images(self, rows: Int[np.ndarray, "*N"]) -> UInt8[np.ndarray, "*N C h w 3"]:
-        return np.stack([pixels[rows] for pixels in self.frames.images.values()], rows.ndim)
+    def _images(
+        self, rows: Int[np.ndarray, "N F"], corners: Int[np.ndarray, "N 2"]
+    ) -> UInt8[np.ndarray, "N F C h w 3"]:
+        """The frames of these rows, cut at each context's corner."""
+        cameras = list(self.frames.images.values())
+        height, width = (side - 2 * self.margin for side in cameras[0].shape[1:3])
+        images = np.empty((*rows.shape, len(cameras), height, width, 3), np.uint8)
+        for c, pixels in enumerate(cameras):
+            for n, (y, x) in enumerate(corners):
+                images[n, :, c] = pixels[rows[n], y : y + height, x : x + width]
+        return images
 
     def _chunks(
         self, rows: Int[np.ndarray, "N F"], ends: Int[np.ndarray, " N"]

@@ -52,6 +52,12 @@ class PairedDifference:
     def interval(self) -> Interval:
         return agresti_min(self.pairs, self.gained, self.lost)
 
+    def __str__(self) -> str:
+        return (
+            f"{100 * self.mean:+.1f} points (95 % interval {100 * self.interval.low:+.1f} to "
+            f"{100 * self.interval.high:+.1f}) over {self.pairs} pairs: {self.gained} gained, {self.lost} lost"
+        )
+
 
 def wilson(successes: int, trials: int) -> Interval:
     """Wilson's score interval for a rate in [0, 1]; 8 of 10 gives 0.490 to 0.943. No trials: [0, 1]."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hypervla.contracts import UserError
 from hypervla.evaluation.film import Filmstrip
 from hypervla.evaluation.intervals import Interval, Rate
-from hypervla.evaluation.results import Percentiles, Results, Trial, write_atomically
+from hypervla.evaluation.results import Percentiles, Results, Trial, save_whole
 from hypervla.evaluation.suites import RECORDING_SEEDS
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def write(results: Results, filmstrips: Mapping[str, Filmstrip], out: Path) -> P
         protocol=list(_protocol(results)),
         provenance=_provenance(results),
     )
-    write_atomically(out / "report.html", text.encode())
+    save_whole(out / "report.html", text.encode())
     return out / "report.html"
 
 

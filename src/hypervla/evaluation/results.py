@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from hypervla.contracts import UserError
+from hypervla.durable import write_atomically
 from hypervla.evaluation.intervals import PairedDifference, Rate
 
 FORMAT = 1
@@ -176,7 +177,7 @@ class Results:
 
     def save(self, path: Path) -> None:
         """Write the file whole or not at all. Raises UserError when the disk refuses."""
-        write_atomically(path, (json.dumps(self.to_json(), indent=1) + "\n").encode())
+        save_whole(path, (json.dumps(self.to_json(), indent=1) + "\n").encode())
 
     @staticmethod
     def load(path: Path) -> Results:
@@ -246,13 +247,10 @@ def paired(first: Results, second: Results) -> PairedDifference:
     return PairedDifference(pairs=len(before), gained=gained, lost=lost)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def save_whole(path: Path, content: bytes) -> None:
     """Write a file whole or not at all. Raises UserError when the disk refuses."""
-    partial = path.with_name(f".{path.name}.partial")
     with _disk(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
-        os.replace(partial, path)
+        write_atomically(path, content)
 
 
 @contextmanager

@@ -6,8 +6,6 @@ import dataclasses
 import difflib
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -18,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hypervla.contracts import UserError
+from hypervla.durable import write_atomically
 from hypervla.embodiment import Embodiment
 from hypervla.models.action_head import LinearHead, ReleasedHead
 from hypervla.models.backbones import T5_BASE, ConvNet, DinoV2, InstructionEncoder
@@ -72,7 +71,6 @@ def save(
     from safetensors.torch import save as to_bytes
 
     data = to_bytes({name: value.detach().to("cpu", dtype).contiguous() for name, value in weights.items()})
-    folder.mkdir(parents=True, exist_ok=True)
     card = {
         "format": FORMAT,
         "weights_sha256": hashlib.sha256(data).hexdigest(),
@@ -218,18 +216,3 @@ def shipped() -> Mapping[str, Path]:
     """The checkpoints inside the package, by recipe name."""
     folder = Path(str(files("hypervla").joinpath("checkpoints")))
     return {path.parent.name: path.parent for path in sorted(folder.glob(f"*/{CARD}"))}
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write beside, flush to disk, then rename: readers see the old file or the new one, never a part."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise

@@ -16,6 +16,7 @@ from jaxtyping import Float32, UInt8
 
 from hypervla.contracts import ActionChunk, Observation, UserError, WeightLayout, WeightSpec
 from hypervla.data.normalize import Normalizer
+from hypervla.durable import write_atomically
 from hypervla.embodiment import Embodiment
 
 FORMAT = 1
@@ -121,13 +122,7 @@ class TaskPolicy:
 
     def save(self, path: Path) -> None:
         """Write a safetensors file that carries the sha256 of all its bytes."""
-        data = to_bytes(self.weights, self.layout, self.card)
-        temporary = path.with_name(f".{path.name}.tmp")
-        try:
-            temporary.write_bytes(data)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_atomically(path, to_bytes(self.weights, self.layout, self.card))
 
     @staticmethod
     def load(path: Path, engine: Engine) -> TaskPolicy:

@@ -159,7 +159,7 @@ def prepare(recipe: Recipe, data: Sequence[Path], out: Path, resume: bool, initi
         normalizer = Normalizer.from_statistics(datasets[0].statistics(), embodiment)
     else:
         normalizer = Normalizer.from_json(start.normalisation, embodiment)
-    frames = load_frames(*datasets)
+    frames = load_frames(*datasets, margin=recipe.view_shift)
     paraphrases = {text: others for dataset in datasets for text, others in dataset.paraphrases.items()}
 
     def sampler(validation: bool) -> ContextSampler:
@@ -170,6 +170,7 @@ def prepare(recipe: Recipe, data: Sequence[Path], out: Path, resume: bool, initi
             horizon=recipe.model.head.horizon,
             seed=recipe.seed,
             reads_proprio=recipe.model.policy.proprio_size > 0,
+            margin=recipe.view_shift,
             validation=validation,
         )
 

@@ -27,6 +27,8 @@ class Recipe:
     frames_per_context: int
     """Frames of one episode that share a generated weight set; 1 is the paper's."""
     seed: int
+    view_shift: int
+    """Training views are shifted by up to so many pixels, a context's frames and initial image alike."""
     precision: Literal["float32", "bfloat16"]
     """Of activations; parameters stay in float32."""
     trace: bool
@@ -54,6 +56,7 @@ def paper() -> Recipe:
         batch_contexts=256,
         frames_per_context=1,
         seed=2025,
+        view_shift=0,
         precision="float32",
         trace=False,
         checkpoint_dtype="float32",
@@ -89,6 +92,7 @@ def metaworld_small() -> Recipe:
         batch_contexts=32,
         frames_per_context=8,
         seed=0,
+        view_shift=3,
         precision="bfloat16",
         trace=True,
         checkpoint_dtype="float16",

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from hypervla.contracts import UserError
-from hypervla.models.checkpoint import assign, read_weights, write_atomically
+from hypervla.durable import write_atomically
+from hypervla.models.checkpoint import assign, read_weights
 from hypervla.models.hypervla import HyperVLA
 
 FOLDER = "resume"
