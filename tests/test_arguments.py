@@ -13,6 +13,8 @@ from PIL import Image
 from hypervla import arguments
 from hypervla.contracts import UserError
 from hypervla.embodiment import WIDOWX, Camera
+from hypervla.models import checkpoint
+from hypervla.training.recipe import recipe
 
 ROBOT = replace(WIDOWX, cameras=(Camera("front", height=4, width=6),))
 TWO_CAMERAS = replace(WIDOWX, cameras=(Camera("front", height=4, width=6), Camera("wrist", height=2, width=2)))
@@ -34,11 +36,11 @@ def test_an_unknown_name_without_near_matches_brings_all() -> None:
 
 
 def test_a_checkpoint_is_a_folder_or_a_shipped_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shipped = tmp_path / "shipped" / arguments.EMBEDDED
-    monkeypatch.setattr(arguments, "shipped_checkpoints", lambda: {arguments.EMBEDDED: shipped})
+    shipped = tmp_path / "shipped" / checkpoint.EMBEDDED
+    monkeypatch.setattr(checkpoint, "shipped", lambda: {checkpoint.EMBEDDED: shipped})
     assert arguments.find_checkpoint(str(tmp_path)) == tmp_path
     assert arguments.find_checkpoint("embedded") == shipped
-    assert arguments.find_checkpoint(arguments.EMBEDDED) == shipped
+    assert arguments.find_checkpoint(checkpoint.EMBEDDED) == shipped
     with pytest.raises(UserError, match="metaworld_small"):
         arguments.find_checkpoint("metaworld_smal")
 
@@ -47,6 +49,16 @@ def test_a_file_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(UserError, match="is a file"):
         arguments.find_checkpoint(str(tmp_path / "model.safetensors"))
+
+
+def test_a_recording_without_a_driver_needs_to_know_nothing_of_one() -> None:
+    assert arguments.driver_options(None) == {}
+
+
+def test_a_model_is_a_recipe_or_a_checkpoint() -> None:
+    assert arguments.find_model("paper") == recipe("paper").model
+    with pytest.raises(UserError, match="metaworld_small"):
+        arguments.find_model("metaworld_smal")
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,15 @@ def test_trace_and_no_trace_exclude_each_other(tmp_path: Path, capsys: pytest.Ca
 def test_the_listed_fields_and_no_others_can_be_overridden() -> None:
     from hypervla.training.recipe import Recipe
 
-    options = set(inspect.signature(cli.train).parameters) - {"recipe", "data", "out", "resume", "device", "no_trace"}
+    options = set(inspect.signature(cli.train).parameters) - {
+        "recipe",
+        "data",
+        "out",
+        "resume",
+        "initial",
+        "device",
+        "no_trace",
+    }
     assert options == set(OVERRIDABLE) == {"steps", "batch_contexts", "seed", "trace"}
     assert options <= {field.name for field in fields(Recipe)}
 

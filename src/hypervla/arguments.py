@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,17 @@ def find_checkpoint(name: str) -> Path:
     from hypervla.models.checkpoint import locate
 
     return locate(name)
+
+
+def driver_options(checkpoint: str | None) -> dict[str, Any]:
+    """What `record` needs to know of the checkpoint that drives the first steps of each episode, if one does."""
+    if checkpoint is None:
+        return {}
+    from hypervla.evaluation.driver import PolicyDriver
+    from hypervla.models.checkpoint import read_card
+
+    path = find_checkpoint(checkpoint)
+    return {"make_driver": partial(PolicyDriver, path), "driver": read_card(path).digest}
 
 
 def find_model(name: str) -> HyperVLAConfig:

@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
@@ -76,6 +76,7 @@ def record(
 
     if (suite is None) == (not tasks):
         raise UserError("Say what to record: either --suite NAME or one or more --task NAME.")
+    from hypervla.arguments import driver_options
     from hypervla.data.record import record as record_episodes
     from hypervla.evaluation.suites import suite as find_suite
     from hypervla.simulation.demonstrators.metaworld import make
@@ -92,22 +93,8 @@ def record(
         max_steps=max_steps,
         suite=suite or "",
         command=shlex.join(["hypervla", *sys.argv[1:]]),
-        **_driver(driver),
+        **driver_options(driver),
     )
-
-
-def _driver(name: str | None) -> dict[str, Any]:
-    """What `record` needs to know of the policy that drives."""
-    if name is None:
-        return {}
-    from functools import partial
-
-    from hypervla.arguments import find_checkpoint
-    from hypervla.evaluation.driver import PolicyDriver
-    from hypervla.models.checkpoint import read_card
-
-    path = find_checkpoint(name)
-    return {"make_driver": partial(PolicyDriver, path), "driver": read_card(path).digest}
 
 
 @data_app.command(name="info")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -137,6 +139,38 @@ def test_cameras_stand_side_by_side_in_the_robots_order(many: ContextBatch) -> N
         assert (images[..., 0, :, :, 2] == 0).all()
         assert (images[..., 1, :, :, 2] == 1).all()
         assert (images[..., 0, :, :, :2] == images[..., 1, :, :, :2]).all()
+
+
+def corners(images: np.ndarray) -> np.ndarray:
+    """Where the views of these (..., C, h, w, 3) were cut out of `wide` frames, (..., 2)."""
+    return images[..., 0, 0, 0, :2].astype(int)
+
+
+def wide(margin: int) -> Frames:
+    """Frames of 4×5 pixels and a margin around; each pixel holds its own row and column."""
+    rows, columns = np.mgrid[: 4 + 2 * margin, : 5 + 2 * margin]
+    pixels = np.stack([rows, columns, np.zeros_like(rows)], -1).astype(np.uint8)
+    everywhere = np.broadcast_to(pixels, (TOTAL, *pixels.shape))
+    return replace(frames(), images={f"camera{i}": everywhere for i in range(2)})
+
+
+def test_training_shifts_a_contexts_images_alike_and_each_context_its_own_way() -> None:
+    shifted = ContextSampler(wide(2), NORMALIZER, {}, horizon=2, seed=0, reads_proprio=False, margin=2)
+    batch = shifted.batch(0, 400, 3)
+    assert batch.images.shape[3:] == (4, 5, 3)
+    initial = corners(batch.initial_images)
+    assert (corners(batch.images) == initial[:, None]).all()
+    assert {tuple(corner) for corner in initial.tolist()} == {(y, x) for y in range(5) for x in range(5)}
+    assert (batch.images[..., 0, :, :, :] == batch.images[..., 1, :, :, :]).all()
+    assert equal(shifted.batch(0, 400, 3), batch)
+
+
+@pytest.mark.parametrize("changes", [{"margin": 2, "validation": True}, {"margin": 0}], ids=["validation", "no margin"])
+def test_without_a_shift_the_view_is_the_middle(changes: dict) -> None:
+    still = ContextSampler(wide(changes["margin"]), NORMALIZER, {}, horizon=2, seed=0, reads_proprio=False, **changes)
+    batch = still.batch(0, 50, 2)
+    assert (corners(batch.images) == changes["margin"]).all()
+    assert (corners(batch.initial_images) == changes["margin"]).all()
 
 
 def test_a_policy_that_reads_no_proprio_gets_none() -> None:

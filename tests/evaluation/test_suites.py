@@ -19,8 +19,8 @@ def test_a_suite_can_be_sent_to_a_worker(name: str) -> None:
     found = suite(name)
     sent = pickle.loads(pickle.dumps(found))
     assert replace(sent, environment=found.environment) == found
-    assert sent.environment.keywords == found.environment.keywords
-    assert len(found.tasks) >= 10
+    assert getattr(sent.environment, "keywords", None) == getattr(found.environment, "keywords", None)
+    assert len(found.tasks) >= 9
 
 
 def test_mt10_is_metaworlds() -> None:
@@ -75,3 +75,9 @@ def test_a_subset_keeps_the_suites_order() -> None:
 def test_seeds_out_of_range_are_refused(seed: int, trial: int) -> None:
     with pytest.raises(UserError):
         environment_seed(seed, trial)
+
+
+def test_the_shared_scene_asks_for_every_task_in_every_scene() -> None:
+    found = suite("metaworld-shared-scene")
+    assert len(found.tasks) == 9
+    assert found.instruction("push-v3 in the scene of reach-v3", "canonical", 0) == "push the puck to the goal"

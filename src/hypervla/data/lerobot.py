@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +16,7 @@ from jaxtyping import Float32, Int64, Shaped, UInt8
 
 from hypervla.contracts import Episode, UserError
 from hypervla.data.lerobot_writer import image_key
+from hypervla.data.progress import decoding_progress
 from hypervla.data.video import decode
 from hypervla.embodiment import Camera, Embodiment
 
@@ -245,7 +244,7 @@ def load_frames(
             target[row] = camera.view(image)
         return span.count
 
-    with ThreadPoolExecutor(workers) as pool, _progress(total * len(chosen)) as advance:
+    with ThreadPoolExecutor(workers) as pool, decoding_progress(total * len(chosen)) as advance:
         futures = [
             pool.submit(fill, camera, span, int(offset), dataset.fps)
             for dataset, offset in zip(datasets, offsets[:-1], strict=True)
@@ -293,22 +292,6 @@ def _spans(dataset: LeRobotDataset, camera: Camera) -> list[_Span]:
         else:
             spans.append(_Span(path, start, int(first), count))
     return spans
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, one line elsewhere."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        print(f"decoding {total} frames", file=sys.stderr, flush=True)
-        yield lambda frames: None
-        return
-    with Progress(console=console) as bar:
-        row = bar.add_task("decoding frames", total=total)
-        yield lambda frames: bar.advance(row, frames)
 
 
 def _read_json(path: Path) -> Any:

@@ -6,7 +6,6 @@ import errno
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -22,7 +21,8 @@ from jaxtyping import Float32
 
 from hypervla.contracts import Environment, Episode, Observation, UserError
 from hypervla.data.lerobot_writer import stage_episode, write_json
-from hypervla.data.staging import FOLDER, Plan, Tally, assemble, attempt_folder, is_finished, open_staging, tallies_of
+from hypervla.data.progress import RecordingProgress
+from hypervla.data.staging import FOLDER, Plan, assemble, attempt_folder, is_finished, open_staging, tallies_of
 
 
 @runtime_checkable
@@ -250,7 +250,7 @@ def _attempt_in_worker(task: int, attempt: int) -> bool | None:
 
 def _collect(staging: Path, plan: Plan, tools: _Tools, workers: int) -> None:
     tallies = tallies_of(staging, plan)
-    with _Display(tallies) as display, _workers(staging, plan, tools, workers) as submit:
+    with RecordingProgress(tallies) as display, _workers(staging, plan, tools, workers) as submit:
         running: dict[Future[bool | None], tuple[int, int]] = {}
         while True:
             for task, tally in enumerate(tallies):
@@ -313,50 +313,3 @@ def _workers(staging: Path, plan: Plan, tools: _Tools, workers: int) -> Iterator
     finally:
         stop.set()
         pool.shutdown(cancel_futures=True)
-
-
-# What the user sees
-
-
-class _Display:
-    """A progress bar on a terminal, a line every ten seconds elsewhere."""
-
-    def __init__(self, tallies: Sequence[Tally]) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn
-
-        self._tallies = tallies
-        self._total = sum(tally.wanted for tally in tallies)
-        self._kept_before = sum(tally.kept for tally in tallies)
-        self._start = self._printed = time.monotonic()
-        console = Console(stderr=True)
-        self._bar = Progress(TextColumn("recording"), BarColumn(), TextColumn("{task.description}"), console=console)
-        self._plain = not console.is_terminal
-        self._row = self._bar.add_task(self._line(), total=self._total, completed=self._kept_before)
-
-    def __enter__(self) -> _Display:
-        if not self._plain:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop() if not self._plain else print(self._line(), flush=True)
-
-    def update(self) -> None:
-        """Show the tallies as they are now."""
-        if not self._plain:
-            self._bar.update(self._row, completed=sum(tally.kept for tally in self._tallies), description=self._line())
-        elif time.monotonic() - self._printed > 10:
-            self._printed = time.monotonic()
-            print(self._line(), flush=True)
-
-    def _line(self) -> str:
-        kept, failed = (sum(getattr(tally, name) for tally in self._tallies) for name in ("kept", "failed"))
-        new, elapsed = kept - self._kept_before, time.monotonic() - self._start
-        line = f"{kept}/{self._total} episodes"
-        if kept + failed:
-            line += f", {kept / (kept + failed):.0%} of attempts succeeded"
-        if new:
-            left = int(elapsed / new * (self._total - kept))
-            line += f", {new / elapsed:.2f} episodes/s, {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left"
-        return line
