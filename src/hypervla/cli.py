@@ -16,6 +16,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 Flag = FlagCreatePairsOff[bool]
 Device = Annotated[str, arg(help="cpu, cuda or cuda:N.")]
 Execution = Annotated[str, arg(help="open-loop, receding-horizon:steps=N or temporal-ensemble:recency=R,every=N.")]
+Tasks = UseAppendAction[Annotated[tuple[str, ...], arg(name="task")]]
 Out = Annotated[Path, arg(aliases=["-o"])]
 
 DESCRIPTION = (
@@ -48,7 +49,7 @@ def record(
     *,
     out: Out,
     suite: str | None = None,
-    tasks: UseAppendAction[Annotated[tuple[str, ...], arg(name="task")]] = (),
+    tasks: Tasks = (),
     episodes: tuple[int, ...] = (100,),
     noise: float = 0.3,
     seed: int = 0,
@@ -243,6 +244,7 @@ def evaluate(
     /,
     *,
     suite: str,
+    tasks: Tasks = (),
     trials: int = 10,
     seed: int = 0,
     workers: int | None = None,
@@ -259,6 +261,7 @@ def evaluate(
     Args:
         checkpoint: Folder of a checkpoint, or the name of a shipped one.
         suite: Name of the suite.
+        tasks: Only this task of the suite.
         trials: Attempts at each task.
         seed: First scene of each task.
         workers: Processes that simulate; one for each core when not given.
@@ -277,6 +280,7 @@ def evaluate(
 
     before = None if against is None else Results.load(against / "results.json")
     path, found, console = find_checkpoint(checkpoint), find_suite(suite), Console()
+    found = found.only(tasks) if tasks else found
     with trial_progress(console) as on_trial:
         results = rollout.evaluate(
             path,
