@@ -73,6 +73,11 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> LeRobotDataset:
     return write(folder / "dataset", folder / "staging")
 
 
+def test_a_colon_in_a_folders_name_is_no_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert len(load_frames(write(Path("noise:0.3"), Path("staging:1")))) == sum(LENGTHS)
+
+
 @pytest.fixture
 def copy(dataset: LeRobotDataset, tmp_path: Path) -> Path:
     """A copy of the dataset that a test may damage."""

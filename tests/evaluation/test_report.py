@@ -124,6 +124,12 @@ def test_a_short_film_shows_each_frame_once(tmp_path: Path) -> None:
     assert [step for step, _ in load_filmstrips(tmp_path)["find"].frames] == [0, 4, 5]
 
 
+def test_a_colon_in_a_folders_name_is_no_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_filmstrip(film(5), Path("horizon:steps=2") / "find")
+    assert load_filmstrips(Path("horizon:steps=2"))["find"].frames
+
+
 @pytest.mark.parametrize(("chunk", "hz"), [(1, 2.5), (5, 2.0), (20, 1.0)])
 def test_a_film_runs_as_fast_as_the_robot_did(chunk: int, hz: float) -> None:
     world = PointWorld("find")  # 10 steps a second, filmed every 4

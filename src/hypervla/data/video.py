@@ -49,12 +49,12 @@ class JoinedVideo:
         self._fps = fps
         self._stream = None
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._container = av.open(str(path), "w", format="mp4", options={"movflags": "faststart"})
+        self._container = av.open(f"file:{path}", "w", format="mp4", options={"movflags": "faststart"})
 
     def append(self, source: Path) -> int:
         """Copy the video at `source` behind what is there; returns how many frames it had."""
         start = self.frames
-        with av.open(str(source)) as episode:
+        with av.open(f"file:{source}") as episode:
             template = episode.streams.video[0]
             if self._stream is None:
                 self._stream = self._container.add_stream_from_template(template)
@@ -80,7 +80,7 @@ def decode(path: Path, start: float, count: int, fps: int) -> Iterator[Image]:
         raise UserError(f"The video {path} is missing: copy the dataset again, with its videos/ folder.")
     done, to_rgb = 0, VideoReformatter()
     try:
-        with av.open(str(path)) as container:
+        with av.open(f"file:{path}") as container:
             stream = container.streams.video[0]
             stream.codec_context.thread_count = 1
             earliest = start - 0.5 / fps

@@ -122,7 +122,7 @@ def write_video(path: Path, frames: Sequence[Image], hz: float) -> None:
         raise UserError("Writing a video needs PyAV: pip install 'hypervla[data]'.") from error
     partial = path.with_name(f".{path.name}.partial")
     height, width = (side - side % 2 for side in frames[0].shape[:2])
-    with av.open(str(partial), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+    with av.open(f"file:{partial}", "w", format="mp4", options={"movflags": "+faststart"}) as container:
         stream = container.add_stream("libx264", rate=round(hz), options={"crf": "24", "preset": "veryfast"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.thread_count = 1

@@ -215,6 +215,9 @@ def load_model(cls: Any, source: str, shape: Mapping[str, int]) -> Any:
 
 def load_pretrained(cls: Any, source: str, **options: Any) -> Any:
     """`cls.from_pretrained` on a local folder or hub id. Raises UserError when neither is to be had."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # local files load in a blink; a bar for each would be all a user sees
     try:
         return cls.from_pretrained(source, **options)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
