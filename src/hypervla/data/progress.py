@@ -42,7 +42,7 @@ class RecordingProgress:
         self._plain = not console.is_terminal
         self._row = self._bar.add_task(self._line(), total=self._total, completed=self._kept_before)
 
-    def __enter__(self) -> _Display:
+    def __enter__(self) -> RecordingProgress:
         if not self._plain:
             self._bar.start()
         return self
