@@ -305,7 +305,7 @@ def _read_parquet(path: Path, columns: Sequence[str]) -> pa.Table:
     if not path.is_file():
         raise UserError(f"{path} is missing: copy or record the dataset again.")
     try:
-        return pq.ParquetFile(path).read(columns=list(columns))
+        return pq.ParquetFile(path.absolute()).read(columns=list(columns))
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path} is damaged ({reason}): copy or record the dataset again.") from error

@@ -204,7 +204,7 @@ class LeRobotWriter:
         }
         statistics |= {name: column_statistics(values) for name, values in columns.items()}
         (meta / "episodes/chunk-000").mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.Table.from_pylist(self._rows), self.root / EPISODES_PATH, compression="snappy")
+        pq.write_table(pa.Table.from_pylist(self._rows), (self.root / EPISODES_PATH).absolute(), compression="snappy")
         _write_tasks(meta / "tasks.parquet", list(self._tasks))
         write_json(meta / "stats.json", statistics)
         write_json(meta / "paraphrases.json", {known: list(others) for known, others in paraphrases.items()})
@@ -329,4 +329,4 @@ def _write_tasks(path: Path, tasks: Sequence[str]) -> None:
         "pandas_version": "2.3.3",
     }
     table = pa.table({"task_index": pa.array(range(len(tasks)), pa.int64()), "task": pa.array(tasks, pa.string())})
-    pq.write_table(table.replace_schema_metadata({"pandas": json.dumps(described)}), path)
+    pq.write_table(table.replace_schema_metadata({"pandas": json.dumps(described)}), path.absolute())

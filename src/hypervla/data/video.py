@@ -15,13 +15,16 @@ from hypervla.contracts import Image, UserError
 try:
     import av
     from av.error import FFmpegError
-    from av.video.reformatter import VideoReformatter
+    from av.video.reformatter import Interpolation, VideoReformatter
 except ModuleNotFoundError as error:
     raise UserError("Videos need PyAV: pip install 'hypervla[data]'.") from error
 
 CODEC_INFO = {"video.codec": "h264", "video.pix_fmt": "yuv420p", "video.g": 2, "video.crf": 16}
 _OPTIONS = {"preset": "veryfast", "g": "2", "crf": "16", "bf": "0"}
 """A key frame every second frame makes seeking exact and cheap; without B-frames files join by copying packets."""
+
+EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
+"""The default conversion to RGB shares each frame out among threads, and on a busy machine differed by two levels."""
 
 
 def encode(images: UInt8[np.ndarray, "T height width 3"], fps: int) -> bytes:
@@ -93,7 +96,7 @@ def decode(path: Path, start: float, count: int, fps: int) -> Iterator[Image]:
                     return
                 if abs(frame.time - start - done / fps) > 0.5 / fps:
                     break
-                yield to_rgb.reformat(frame, format="rgb24").to_ndarray()
+                yield to_rgb.reformat(frame, format="rgb24", interpolation=EXACT, threads=1).to_ndarray()
                 done += 1
     except (FFmpegError, IndexError) as error:
         raise UserError(f"The video {path} is damaged ({error}): copy or record the dataset again.") from error
