@@ -6,6 +6,7 @@ image turned by 180 degrees, no multisampling, shadows or reflections (about fif
 
 from __future__ import annotations
 
+import atexit
 import difflib
 import os
 import tomllib
@@ -103,6 +104,7 @@ class MetaworldEnvironment:
         simulator = self._simulator
         if size not in self._renderers:
             self._renderers[size] = mujoco.Renderer(simulator.model, size, size)
+            atexit.register(_close_all, self._renderers)  # before MuJoCo's own exit, which takes EGL away
         renderer = self._renderers[size]
         renderer.update_scene(simulator.data, camera=CAMERA)
         renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
@@ -110,9 +112,7 @@ class MetaworldEnvironment:
         return np.ascontiguousarray(renderer.render()[::-1, ::-1])
 
     def close(self) -> None:
-        for renderer in self._renderers.values():
-            renderer.close()
-        self._renderers.clear()
+        _close_all(self._renderers)
         self._simulator.close()
 
     def _achieved(self) -> bool:
@@ -136,6 +136,11 @@ class MetaworldEnvironment:
             if not self.goal_visible:
                 simulator.model.site(name).rgba[3] = 0.0
         mujoco.mj_forward(simulator.model, simulator.data)
+
+
+def _close_all(renderers: dict[int, Any]) -> None:
+    while renderers:
+        renderers.popitem()[1].close()
 
 
 def _make_simulator(task: str) -> Any:
