@@ -24,7 +24,7 @@ _OPTIONS = {"preset": "veryfast", "g": "2", "crf": "16", "bf": "0"}
 """A key frame every second frame makes seeking exact and cheap; without B-frames files join by copying packets."""
 
 EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
-"""The default conversion to RGB shares each frame out among threads, and on a busy machine differed by two levels."""
+"""With one thread: the same frame gave two pictures once, two levels apart, and sharing it out is the suspect."""
 
 
 def encode(images: UInt8[np.ndarray, "T height width 3"], fps: int) -> bytes:

@@ -154,10 +154,10 @@ def prepare(recipe: Recipe, data: Sequence[Path], out: Path, resume: bool, initi
     exists = (out / resuming.FOLDER).exists() or (out / checkpoint.CARD).exists()
     if exists and not resume:
         raise UserError(f"{out} already holds a run: continue it with --resume, or choose another --out.")
-    start = None if initial is None else checkpoint.read_card(initial)
-    if start is None:
-        normalizer = Normalizer.from_statistics(datasets[0].statistics(), embodiment)
+    if initial is None:
+        start, normalizer = None, Normalizer.from_statistics(datasets[0].statistics(), embodiment)
     else:
+        start = checkpoint.read_card(initial)
         normalizer = Normalizer.from_json(start.normalisation, embodiment)
     frames = load_frames(*datasets, margin=recipe.view_shift)
     paraphrases = {text: others for dataset in datasets for text, others in dataset.paraphrases.items()}

@@ -27,7 +27,7 @@ class OptimizerConfig:
     """After the warm-up: peak/sqrt(1 + t/10,000), or the peak until the last 30 % of the steps and then down to 0."""
     ema_decay: float = 0.999
     ema_start: int = 5_000
-    """The moving average begins as a copy of the weights at this step."""
+    """Before this step the moving average is a copy of the weights."""
 
 
 def make_optimizer(model: HyperVLA, config: OptimizerConfig) -> torch.optim.AdamW:
