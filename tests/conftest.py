@@ -6,6 +6,7 @@ Nothing here imports hypervla at the top: jaxtyping's hook must come first.
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from hypothesis import settings
 os.environ.setdefault("MUJOCO_GL", "egl")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+_cache = tempfile.TemporaryDirectory(prefix="hypervla-cache-")
+os.environ["HYPERVLA_CACHE"] = _cache.name
 
 # Examples differ between local runs and never fail for being slow; CI draws the same ones each time.
 settings.register_profile("local", deadline=None)

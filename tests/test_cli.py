@@ -38,7 +38,7 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(f"• {command} " in text for command in COMMANDS)
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "data info"])
+@pytest.mark.parametrize("command", [*COMMANDS, "data info", "data check", "data convert", "data stats"])
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         cli.main([*command.split(), "--help"])
@@ -128,6 +128,12 @@ def test_the_listed_fields_and_no_others_can_be_overridden() -> None:
         "initial",
         "device",
         "no_trace",
+        "mixture",
+        "cameras",
+        "robot",
+        "rows",
+        "paraphrases",
+        "workers",
     }
     assert options == set(OVERRIDABLE) == {"steps", "batch_contexts", "seed", "trace"}
     assert options <= {field.name for field in fields(Recipe)}

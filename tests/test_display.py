@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 from rich.console import Console
-from tests.fakes import POINT
 
 from hypervla.contracts import Episode
 from hypervla.data.lerobot import LeRobotDataset
 from hypervla.data.lerobot_writer import LeRobotWriter, stage_episode
 from hypervla.display import dataset_summary, trial_progress
 from hypervla.evaluation.results import Trial
+from tests.fakes import POINT
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def dataset(tmp_path: Path) -> LeRobotDataset:
 
 def test_a_dataset_is_summed_up_by_size_robot_and_instructions(dataset: LeRobotDataset) -> None:
     text = dataset_summary(dataset)
-    assert f"{len(dataset)} episodes, {dataset.frames} frames" in text
+    assert f"{len(dataset)} episodes of 4 to 4 steps, {dataset.frames} frames at 10 per second" in text
     assert POINT.name in text
     assert dataset.digest in text
     for instruction in dataset.instructions:

@@ -10,8 +10,9 @@ import torch
 from tests.fakes import POINT, SAYINGS, make_point_world
 
 from hypervla.contracts import Observation
-from hypervla.data.normalize import Normalizer
+from hypervla.data.normalize import Normalizer, Robot
 from hypervla.data.record import record
+from hypervla.data.stream import Sampling
 from hypervla.embodiment import Camera, Embodiment
 from hypervla.models import checkpoint
 from hypervla.models.action_head import ReleasedHead
@@ -97,12 +98,19 @@ def recipe(model: HyperVLAConfig, **changes) -> Recipe:
     complete = Recipe(
         name="tiny",
         model=model,
+        sampling=Sampling(
+            image_size=24,
+            horizon=2,
+            frames_per_context=2,
+            frames_per_episode=2,
+            action_mask="pad_only",
+            view_shift=1,
+        ),
         optimizer=optimizer,
         steps=12,
         batch_contexts=4,
-        frames_per_context=2,
         seed=0,
-        view_shift=1,
+        memory_gb=1.0,
         precision="float32",
         trace=False,
         checkpoint_dtype="float16",
@@ -152,7 +160,8 @@ NORMALIZER = Normalizer(
 def save_checkpoint(folder: Path, config: HyperVLAConfig, *, seed: int = 0, dtype=torch.float32, **changes) -> HyperVLA:
     """A model with this random state, and its checkpoint in `folder`."""
     model = seeded(HyperVLA, config, seed=seed).eval()
-    about = {"config": config, "embodiment": POINT, "normalisation": NORMALIZER.to_json(), "provenance": {"step": 0}}
+    robots = {POINT.name: Robot(POINT, NORMALIZER).to_json()}
+    about = {"config": config, "robots": robots, "provenance": {"step": 0}}
     checkpoint.save(folder, model.trained_parameters(), **{**about, **changes}, dtype=dtype)
     return model
 

@@ -13,6 +13,8 @@ from typing import Annotated, NoReturn
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
+from hypervla.data_commands import Cameras, Robot, Rows, data_app, told
+
 Flag = FlagCreatePairsOff[bool]
 Device = Annotated[str, arg(help="cpu, cuda or cuda:N.")]
 Execution = Annotated[str, arg(help="open-loop, receding-horizon:steps=N or temporal-ensemble:recency=R,every=N.")]
@@ -24,7 +26,6 @@ DESCRIPTION = (
 )
 
 app = tyro.extras.SubcommandApp()
-data_app = tyro.extras.SubcommandApp()
 
 
 @app.command
@@ -98,22 +99,7 @@ def record(
     )
 
 
-@data_app.command(name="info")
-def data_info(folder: Positional[Path], /) -> None:
-    """Say what a LeRobot dataset holds.
-
-    Example: hypervla data info data/mt10
-
-    Args:
-        folder: The dataset.
-    """
-    from hypervla.data.lerobot import LeRobotDataset
-    from hypervla.display import dataset_summary
-
-    print(dataset_summary(LeRobotDataset(folder)))
-
-
-app.command(data_app, name="data", help="Look into datasets.")
+app.command(data_app, name="data", help="Look into datasets, check them, convert them, make their statistics.")
 
 
 @app.command
@@ -121,47 +107,58 @@ def train(
     recipe: Positional[str],
     /,
     *,
-    data: UseAppendAction[tuple[Path, ...]],
+    data: UseAppendAction[tuple[str, ...]],
     out: Out,
+    mixture: str | None = None,
+    cameras: Cameras = (),
+    robot: Robot = None,
+    rows: Rows = None,
+    paraphrases: Path | None = None,
     resume: Flag = False,
     initial: Annotated[str | None, arg(name="init")] = None,
     device: Device = "cpu",
+    workers: int = 0,
     steps: int | None = None,
     batch_contexts: int | None = None,
     seed: int | None = None,
     trace: Flag = False,
     no_trace: Flag = False,
 ) -> None:
-    """Train a recipe on a LeRobot dataset.
+    """Train a recipe on a dataset or a mixture of datasets (LeRobot, RLDS).
 
-    Example: hypervla train metaworld_small --data data/mt10 --out runs/mt10
+    Example: hypervla train small --data data/kitchen:1.0 --data data/desk:0.3 --out runs/both
 
     Args:
         recipe: Name of the recipe.
-        data: Folder of a dataset; several are used together.
+        data: A dataset as FOLDER or FOLDER:WEIGHT; given several times, they are mixed by weight × size.
         out: Folder for checkpoints and logs.
+        mixture: A named mixture whose datasets lie in the folder --data, such as oxe_hypervla.
+        paraphrases: JSON with other ways to say instructions, as scripts/convert_paraphrases.py writes it.
         resume: Continue the interrupted run in --out, bit for bit.
         initial: A checkpoint of the same model to start from, with a fresh optimizer.
+        workers: Processes that decode and augment images beside the training process.
         steps: Override the recipe's number of steps.
         batch_contexts: Override the recipe's task contexts per batch.
         seed: Override the recipe's seed.
         trace: Compile the training step with torch.compile, whatever the recipe says.
         no_trace: Run eagerly, whatever the recipe says.
     """
-    from hypervla.contracts import UserError
+    from hypervla.arguments import check_device, check_recipe, choose_one, find_checkpoint, override
+    from hypervla.data.opening import open_mixture
+    from hypervla.display import show_mixture
 
-    if trace and no_trace:
-        raise UserError("Choose one of --trace and --no-trace.")
-    from hypervla.arguments import check_device, find_checkpoint, override
+    traced = choose_one("--trace", trace, "--no-trace", no_trace)
+    check_recipe(recipe)
+    start = None if initial is None else find_checkpoint(initial)
+    options = {"resume": resume, "device": check_device(device), "workers": workers}
+    datasets = open_mixture(data, named=mixture, told=told(robot, rows, cameras, paraphrases))
+    show_mixture(datasets)
     from hypervla.training.loop import train as train_recipe
     from hypervla.training.recipe import recipe as find_recipe
 
-    traced = trace if trace or no_trace else None
-    chosen = override(
-        find_recipe(recipe), {"steps": steps, "batch_contexts": batch_contexts, "seed": seed, "trace": traced}
-    )
-    start = None if initial is None else find_checkpoint(initial)
-    train_recipe(chosen, data, out, resume=resume, initial=start, device=check_device(device))
+    changes = {"steps": steps, "batch_contexts": batch_contexts, "seed": seed, "trace": traced}
+    chosen = override(find_recipe(recipe, datasets.readers[0].embodiment), changes)
+    train_recipe(chosen, datasets, out, initial=start, **options)
 
 
 @app.command(name="compile")
@@ -172,6 +169,7 @@ def compile_(
     instruction: str,
     image: UseAppendAction[tuple[str, ...]],
     out: Out,
+    robot: str | None = None,
     device: Device = "cpu",
 ) -> None:
     """Write the task policy for one instruction and first image to a file.
@@ -183,11 +181,12 @@ def compile_(
         instruction: One sentence saying what the robot should do.
         image: First image of the camera, at the camera's size; with several cameras once for each, as NAME=FILE.
         out: File to write.
+        robot: Which of the robots the checkpoint was trained on, when there are several.
     """
     from hypervla.arguments import check_device, find_checkpoint, read_images
     from hypervla.runtime.compiler import load
 
-    compiler = load(find_checkpoint(checkpoint), check_device(device))
+    compiler = load(find_checkpoint(checkpoint), check_device(device), robot)
     policy = compiler.compile(instruction, read_images(image, compiler.embodiment))
     out.parent.mkdir(parents=True, exist_ok=True)
     policy.save(out)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import Bool, Float32, Int64, UInt8
 
 if TYPE_CHECKING:
     from hypervla.embodiment import Embodiment
@@ -173,12 +173,49 @@ class Environment(Protocol):
 
 @runtime_checkable
 class EpisodeReader(Protocol):
-    """A folder of recorded episodes."""
+    """A folder of recorded episodes: numbers in memory, images decoded when asked for.
 
+    Rows count the steps of all episodes, one behind the other: episode e is rows `starts[e]` to `starts[e + 1]`.
+    Readers can be sent to other processes. Every implementation passes tests/conformance/reader.py.
+    """
+
+    name: str
+    """What the dataset is called in a mixture and in a checkpoint."""
     embodiment: Embodiment
-    digest: str
-    """sha256 that changes when any of the data does."""
+    starts: Int64[np.ndarray, " starts"]
+    """The first row of every episode, and the end of the last."""
+    actions: Float32[np.ndarray, "F A"]
+    """In the robot's units."""
+    proprio: Float32[np.ndarray, "F P"] | None
+    paraphrases: Mapping[str, Sequence[str]]
+    """Other ways to say an instruction, by instruction."""
+    validation_episodes: Int64[np.ndarray, " V"]
+    """Episodes that are never trained on."""
 
-    def __len__(self) -> int: ...
+    @property
+    def digest(self) -> str:
+        """sha256 that changes when any of the data does. Raises UserError for files that a manifest knows otherwise."""
+        ...
 
-    def __iter__(self) -> Iterator[Episode]: ...
+    def __len__(self) -> int:
+        """The number of episodes."""
+        ...
+
+    def instruction(self, row: int) -> str:
+        """What was to be done at this step; empty where nobody said."""
+        ...
+
+    def images(self, camera: str, rows: Sequence[int]) -> list[Image]:
+        """What the camera saw at these rows, in their order, as it delivered it. Raises UserError for damaged data."""
+        ...
+
+    def statistics(self) -> Mapping[str, Mapping[str, np.ndarray]]:
+        """mean, std, min, max, q01, q99 and count of `action` and `observation.state`, over all episodes.
+
+        Raises UserError, naming the command that makes them, when they are missing or of other data.
+        """
+        ...
+
+    def episode(self, index: int) -> Episode:
+        """One whole episode, all images decoded."""
+        ...

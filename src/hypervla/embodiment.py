@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 
 from hypervla.contracts import ActionChunk, Observation, UserError
+
+Flip = Literal["none", "vertical", "horizontal", "both"]
+FLIPS: Mapping[Flip, tuple[int, int]] = {"none": (1, 1), "vertical": (-1, 1), "horizontal": (1, -1), "both": (-1, -1)}
+
+ActionKind = Literal[
+    "unknown", "delta end-effector", "absolute end-effector", "absolute joint", "delta joint", "velocity"
+]
+"""What an action means, which decides what is safe to do without one: "delta" and "velocity" stop at zero."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +29,8 @@ class Camera:
     width: int
     crop: tuple[int, int, int, int] | None = None
     """(top, left, height, width) in pixels of the camera's image; None is the whole image."""
+    flip: Flip = "none"
+    """How the part a policy looks at is turned before it does; "both" is a half turn."""
 
     @property
     def view_size(self) -> tuple[int, int]:
@@ -40,7 +50,9 @@ class Camera:
     def view(self, image: UInt8[np.ndarray, "*T height width 3"]) -> UInt8[np.ndarray, "*T h w 3"]:
         """The part of the image, or of each image, that a policy looks at."""
         top, left, height, width = self.crop or (0, 0, self.height, self.width)
-        return image[..., top : top + height, left : left + width, :]
+        seen = image[..., top : top + height, left : left + width, :]
+        down, right = FLIPS[self.flip]
+        return seen[..., ::down, ::right, :]
 
 
 @dataclass(frozen=True)
@@ -64,6 +76,7 @@ class Embodiment:
     proprio_names: tuple[str, ...]
     control_hz: float
     gripper: Gripper | None
+    action_kind: ActionKind = "unknown"
 
     @property
     def action_size(self) -> int:
@@ -125,7 +138,8 @@ class Embodiment:
         """The inverse of `to_json`."""
 
         def camera(row: Mapping[str, Any]) -> Camera:
-            return Camera(row["name"], row["height"], row["width"], tuple(row["crop"]) if row["crop"] else None)
+            crop = tuple(row["crop"]) if row.get("crop") else None
+            return Camera(row["name"], row["height"], row["width"], crop, row.get("flip", "none"))
 
         return Embodiment(
             name=data["name"],
@@ -135,7 +149,8 @@ class Embodiment:
             action_high=tuple(data["action_high"]),
             proprio_names=tuple(data["proprio_names"]),
             control_hz=data["control_hz"],
-            gripper=Gripper(**data["gripper"]) if data["gripper"] else None,
+            gripper=Gripper(**data["gripper"]) if data.get("gripper") else None,
+            action_kind=data.get("action_kind", "unknown"),
         )
 
 
@@ -148,6 +163,7 @@ METAWORLD_SAWYER = Embodiment(
     proprio_names=("hand_x", "hand_y", "hand_z", "gripper_opening"),
     control_hz=80.0,
     gripper=Gripper(index=3, open=-1.0, closed=0.6),
+    action_kind="delta end-effector",
 )
 """Metaworld's Sawyer. Its scripted experts close the gripper with 0.6 to 1.0; 0.6 keeps all of them (docs/log.md)."""
 
@@ -160,6 +176,7 @@ WIDOWX = Embodiment(
     proprio_names=(),
     control_hz=5.0,
     gripper=Gripper(index=6, open=1.0, closed=-1.0),
+    action_kind="delta end-effector",
 )
 
 EMBODIMENTS: Mapping[str, Embodiment] = {robot.name: robot for robot in (METAWORLD_SAWYER, WIDOWX)}

@@ -98,7 +98,7 @@ def test_unfit_statistics_are_refused_by_name(feature: str, stat: str, bad: str 
         values.pop()
     else:
         values[-1] = bad
-    with pytest.raises(UserError, match=f"finite numbers for the {stat} of '{feature}', but .* record the dataset"):
+    with pytest.raises(UserError, match=f"finite numbers for the {stat} of '{feature}', but .* data stats"):
         Normalizer.from_statistics(statistics, POINT)
 
 

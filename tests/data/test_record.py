@@ -179,7 +179,7 @@ def test_an_interruption_while_the_dataset_is_put_together_leaves_none(
 
     out = tmp_path / "dataset"
     with monkeypatch.context() as patch:
-        patch.setattr("hypervla.data.lerobot_writer._write_tasks", interrupt)
+        patch.setattr("hypervla.data.lerobot_files.write_tasks", interrupt)
         with pytest.raises(KeyboardInterrupt, match="8 of 8 episodes are kept"):
             recorded(out)
     with pytest.raises(UserError, match=r"has no meta/info\.json"):

@@ -15,6 +15,7 @@ from tests import tiny
 from tests.fakes import POINT
 
 from hypervla.contracts import UserError
+from hypervla.data.normalize import Robot
 from hypervla.models import checkpoint
 from hypervla.models.checkpoint import CARD, WEIGHTS
 from hypervla.models.hypernetwork import HypernetworkConfig
@@ -40,8 +41,8 @@ def saved(tmp_path: Path, text_folder: Path) -> Path:
 def test_a_loaded_model_is_the_saved_one(config: HyperVLAConfig, tmp_path: Path) -> None:
     model, batch = tiny.save_checkpoint(tmp_path, config), tiny.random_batch(config)
     loaded, about, _ = checkpoint.load(tmp_path)
-    assert (about.config, about.embodiment) == (config, POINT)
-    assert about.normalisation == tiny.NORMALIZER.to_json()
+    assert about.config == config
+    assert about.robots == {"point": json.loads(json.dumps(Robot(POINT, tiny.NORMALIZER).to_json()))}
     assert not loaded.training
     mine = loaded.state_dict()
     assert all(torch.equal(mine[name], tensor) for name, tensor in model.state_dict().items())
@@ -83,7 +84,7 @@ def digest_of(folder: Path, config: HyperVLAConfig, touch: Callable[[HyperVLA], 
         with torch.no_grad():
             touch(model).view(-1)[0] += 1e-3
     checkpoint.save(
-        folder, model.trained_parameters(), config=config, embodiment=POINT, normalisation={}, provenance={},
+        folder, model.trained_parameters(), config=config, robots={}, provenance={},
         dtype=torch.float32,
     )  # fmt: skip
     return checkpoint.load_backbone(folder)[2]
@@ -178,7 +179,11 @@ def test_another_layers_weights_are_counted(saved: Path) -> None:
         (lambda card: json.dumps(card | {"model": {"type": "Llama"}}), "is not a hypervla checkpoint card"),
         (lambda card: json.dumps(card | {"model": "llama"}), "is not a hypervla checkpoint card"),
         (lambda card: json.dumps(card | {"model": card["model"]["policy"]}), "is not a hypervla checkpoint card"),
-        (lambda card: json.dumps(card | {"embodiment": {"name": "x"}}), "is not a hypervla checkpoint card"),
+        (
+            lambda card: json.dumps(card | {"robots": {"x": {"embodiment": {"name": "x"}}}}),
+            "is not a hypervla checkpoint",
+        ),
+        (lambda card: json.dumps(card | {"robots": []}), "is not a hypervla checkpoint card"),
         (lambda card: json.dumps(card | {"model": card["model"] | {"new": 1}}), "is not a hypervla checkpoint card"),
     ],
 )

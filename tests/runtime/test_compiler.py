@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from tests.fakes import POINT
 
 import hypervla
 from hypervla.contracts import MAX_INSTRUCTION_CHARACTERS, Policy, TaskContext, UserError
+from hypervla.data.normalize import Robot
 from hypervla.models import checkpoint
 from hypervla.runtime.compiler import Compiler, load
 from hypervla.runtime.task_policy import preprocess
@@ -93,11 +95,30 @@ def test_images_that_no_camera_delivers_are_refused(compiler: Compiler, images, 
 
 
 def test_a_checkpoint_with_unfit_statistics_is_refused(text_folder: Path, tmp_path: Path) -> None:
-    statistics = tiny.NORMALIZER.to_json()
-    statistics["action_mean"][1] = float("nan")
-    tiny.save_checkpoint(tmp_path, tiny.convolutional(text_folder), normalisation=statistics)
+    robot = Robot(POINT, tiny.NORMALIZER).to_json()
+    robot["normalisation"]["action_mean"][1] = float("nan")
+    tiny.save_checkpoint(tmp_path, tiny.convolutional(text_folder), robots={"point": robot})
     with pytest.raises(UserError, match="finite numbers for the mean of 'action'"):
         load(tmp_path)
+
+
+def test_a_checkpoint_with_foreign_statistics_is_refused(text_folder: Path, tmp_path: Path) -> None:
+    robot = Robot(POINT, tiny.NORMALIZER).to_json()
+    robot["normalisation"]["action_mean"][1] += 0.01
+    tiny.save_checkpoint(tmp_path, tiny.convolutional(text_folder), robots={"point": robot})
+    with pytest.raises(UserError, match="statistics of point are not those the weights were trained with"):
+        load(tmp_path)
+
+
+def test_a_checkpoint_of_several_robots_asks_which(text_folder: Path, tmp_path: Path) -> None:
+    slow = Robot(replace(POINT, name="slow", action_low=(-0.01,) * 3), tiny.NORMALIZER)
+    robots = {"point": Robot(POINT, tiny.NORMALIZER).to_json(), "slow": slow.to_json()}
+    tiny.save_checkpoint(tmp_path, tiny.convolutional(text_folder), robots=robots)
+    assert load(tmp_path, robot="slow").embodiment == slow.embodiment
+    with pytest.raises(UserError, match="knows several robots: choose one of point, slow"):
+        load(tmp_path)
+    with pytest.raises(UserError, match="knows no robot 'fast': choose one of point, slow"):
+        load(tmp_path, robot="fast")
 
 
 def test_compiling_leaves_the_random_state_alone(compiler: Compiler) -> None:

@@ -17,6 +17,7 @@ from tests import tiny
 from tests.fakes import POINT
 
 from hypervla.contracts import Observation, UserError
+from hypervla.data.normalize import Robot
 from hypervla.models import checkpoint
 from hypervla.runtime.compiler import Compiler, load
 from hypervla.runtime.engines import TorchEngine
@@ -323,7 +324,7 @@ def test_the_image_is_cropped_to_the_view_and_brought_to_the_networks_size() -> 
 
 def test_several_cameras_are_seen_in_the_robots_order(text_folder: Path, tmp_path: Path) -> None:
     robot, config = tiny.cameras(2), tiny.convolutional(text_folder, cameras=2)
-    tiny.save_checkpoint(tmp_path, config, embodiment=robot)
+    tiny.save_checkpoint(tmp_path, config, robots={robot.name: Robot(robot, tiny.NORMALIZER).to_json()})
     compiler, seen = load(tmp_path), tiny.observation(0, robot)
     policy = compiler.compile(SENTENCE, seen.images)
     listed_backwards = Observation(dict(reversed(seen.images.items())), seen.proprio)

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from hypervla.contracts import UserError
+from hypervla.data import manifest
 from hypervla.models import checkpoint
 from hypervla.training import loop, resume
 from hypervla.training.loop import train
@@ -171,6 +172,7 @@ def test_another_datasets_run_is_not_resumed(uninterrupted: Path, recipe, point_
     other = shutil.copytree(point_data, tmp_path / "other")
     paraphrases = other / "meta/paraphrases.json"
     paraphrases.write_text(paraphrases.read_text() + "\n")
+    manifest.write(other)
     with pytest.raises(UserError, match="holds another run: its dataset is"):
         train(recipe, other, uninterrupted, resume=True)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float32
@@ -17,12 +17,17 @@ from hypervla.embodiment import Embodiment, Gripper
 SMALLEST_STD = 1e-6
 """A number that never moved in the data is shifted but not scaled."""
 
+Normalisation = Literal["normal", "bounds"]
+"""How a recipe brings numbers to the network's range: mean and standard deviation (Octo, HyperVLA), or the 1st and 99th
+percentile to ±1 with clipping (OpenVLA)."""
+
 
 @dataclass(frozen=True)
 class Normalizer:
-    """Actions and proprio to zero mean and unit variance; the gripper's command to 1 = open, 0 = closed.
+    """Actions and proprio to zero mean and unit variance (or to ±1); the gripper's command to 1 = open, 0 = closed.
 
-    Source: spec 2.3 ("normal" statistics, gripper untouched but for its convention).
+    Source: Octo's data pipeline; the gripper is left alone but for its convention. With "bounds" the mean is the middle
+    between the 1st and 99th percentile and the deviation half their distance.
     """
 
     action_mean: Float32[np.ndarray, " A"]
@@ -30,10 +35,17 @@ class Normalizer:
     proprio_mean: Float32[np.ndarray, " P"]
     proprio_std: Float32[np.ndarray, " P"]
     gripper: Gripper | None
+    clip: float | None = None
+    """Normalised numbers are kept within ± this."""
 
     @staticmethod
-    def from_statistics(statistics: Mapping[str, Mapping[str, Any]], embodiment: Embodiment) -> Normalizer:
+    def from_statistics(
+        statistics: Mapping[str, Mapping[str, Any]], embodiment: Embodiment, kind: Normalisation = "normal"
+    ) -> Normalizer:
         """From a dataset's statistics of `action` and `observation.state`. Raises UserError when they are unfit."""
+        if kind == "bounds":
+            centred = _centre(statistics, embodiment)
+            return replace(Normalizer.from_statistics(centred, embodiment), clip=1.0)
 
         def read(feature: str, stat: str, size: int) -> np.ndarray:
             if size == 0:
@@ -42,7 +54,7 @@ class Normalizer:
             if values.shape != (size,) or not np.isfinite(values).all():
                 raise UserError(
                     f"The statistics need {size} finite numbers for the {stat} of '{feature}', but "
-                    f"{values.tolist() or 'none'} came: record the dataset again with `hypervla record`."
+                    f"{values.tolist() or 'none'} came: make them with `hypervla data stats DIR`."
                 )
             return values
 
@@ -57,7 +69,7 @@ class Normalizer:
 
     def forward_actions(self, actions: Float32[np.ndarray, "*T A"]) -> Float32[np.ndarray, "*T A"]:
         """Robot units → normalised."""
-        out = (actions - self.action_mean) / self.action_std
+        out = self._clipped((actions - self.action_mean) / self.action_std)
         if self.gripper is not None:
             command = actions[..., self.gripper.index]
             opening = (command - self.gripper.closed) / (self.gripper.open - self.gripper.closed)
@@ -65,7 +77,8 @@ class Normalizer:
         return out
 
     def inverse_actions(self, actions: Float32[np.ndarray, "*T A"]) -> Float32[np.ndarray, "*T A"]:
-        """Normalised → robot units. Undoes `forward_actions`, but for gripper commands beyond open and closed."""
+        """Normalised → robot units. Undoes `forward_actions`, but for what it clipped: gripper commands beyond open and
+        closed, and with "bounds" numbers beyond the percentiles."""
         out = actions * self.action_std + self.action_mean
         if self.gripper is not None:
             opening = actions[..., self.gripper.index]
@@ -75,15 +88,19 @@ class Normalizer:
 
     def forward_proprio(self, proprio: Float32[np.ndarray, "*T P"]) -> Float32[np.ndarray, "*T P"]:
         """Robot units → normalised."""
-        return (proprio - self.proprio_mean) / self.proprio_std
+        return self._clipped((proprio - self.proprio_mean) / self.proprio_std)
 
     def inverse_proprio(self, proprio: Float32[np.ndarray, "*T P"]) -> Float32[np.ndarray, "*T P"]:
         """Normalised → robot units."""
         return proprio * self.proprio_std + self.proprio_mean
 
+    def _clipped(self, values: Float32[np.ndarray, "*T D"]) -> Float32[np.ndarray, "*T D"]:
+        return values if self.clip is None else np.clip(values, -self.clip, self.clip)
+
     def to_json(self) -> dict[str, Any]:
-        gripper = None if self.gripper is None else vars(self.gripper)
-        return {name: value.tolist() for name, value in vars(self).items() if name != "gripper"} | {"gripper": gripper}
+        arrays = {name: value.tolist() for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+        clip = {} if self.clip is None else {"clip": self.clip}
+        return arrays | {"gripper": None if self.gripper is None else vars(self.gripper)} | clip
 
     @staticmethod
     def from_json(data: Mapping[str, Any], embodiment: Embodiment) -> Normalizer:
@@ -92,7 +109,7 @@ class Normalizer:
             "action": {"mean": data.get("action_mean"), "std": data.get("action_std")},
             "observation.state": {"mean": data.get("proprio_mean"), "std": data.get("proprio_std")},
         }
-        return Normalizer.from_statistics(statistics, embodiment)
+        return replace(Normalizer.from_statistics(statistics, embodiment), clip=data.get("clip"))
 
     @property
     def digest(self) -> str:
@@ -100,5 +117,46 @@ class Normalizer:
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
 
 
+@dataclass(frozen=True)
+class Robot:
+    """An embodiment with the statistics of its data: all that actions need on their way to it and back."""
+
+    embodiment: Embodiment
+    normalizer: Normalizer
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "embodiment": self.embodiment.to_json(),
+            "normalisation": self.normalizer.to_json(),
+            "normalisation_sha256": self.normalizer.digest,
+        }
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Robot:
+        """The inverse of `to_json`. Raises UserError for statistics that are not those their digest names."""
+        embodiment = Embodiment.from_json(data["embodiment"])
+        normalizer = Normalizer.from_json(data["normalisation"], embodiment)
+        if data.get("normalisation_sha256", normalizer.digest) != normalizer.digest:
+            raise UserError(
+                f"The action statistics of {embodiment.name} are not those the weights were trained with: their sha256 "
+                f"differs; copy the checkpoint again."
+            )
+        return Robot(embodiment, normalizer)
+
+
 def _floor(std: Float32[np.ndarray, " D"]) -> Float32[np.ndarray, " D"]:
     return np.where(std < SMALLEST_STD, np.float32(1.0), std)
+
+
+def _centre(statistics: Mapping[str, Mapping[str, Any]], embodiment: Embodiment) -> dict[str, dict[str, Any]]:
+    """The statistics with the middle and half distance of the percentiles in place of mean and deviation."""
+    centred: dict[str, dict[str, Any]] = {}
+    for feature, size in (("action", embodiment.action_size), ("observation.state", embodiment.proprio_size)):
+        low, high = (np.asarray(statistics.get(feature, {}).get(q, []), np.float32).reshape(-1) for q in ("q01", "q99"))
+        if size and (low.shape != (size,) or high.shape != (size,)):
+            raise UserError(
+                f"Normalising to bounds needs {size} numbers for q01 and q99 of '{feature}', but {low.size} and "
+                f"{high.size} came: make them with `hypervla data stats DIR`."
+            )
+        centred[feature] = {"mean": (low + high) / 2, "std": (high - low) / 2}
+    return centred

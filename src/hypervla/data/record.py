@@ -20,8 +20,8 @@ import numpy as np
 from jaxtyping import Float32
 
 from hypervla.contracts import Environment, Episode, Observation, UserError
-from hypervla.data.lerobot_writer import stage_episode, write_json
 from hypervla.data.progress import RecordingProgress
+from hypervla.data.staged import stage_episode, write_json
 from hypervla.data.staging import FOLDER, Plan, assemble, attempt_folder, is_finished, open_staging, tallies_of
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from hypervla.contracts import UserError
-from hypervla.data.lerobot_writer import LeRobotWriter, write_json
+from hypervla.data.lerobot_writer import LeRobotWriter
+from hypervla.data.staged import write_json
 from hypervla.embodiment import Embodiment
 
 FOLDER = ".recording"

@@ -23,7 +23,8 @@ from hypervla.models.backbones import T5_BASE, ConvNet, DinoV2, InstructionEncod
 from hypervla.models.hypernetwork import HypernetworkConfig
 from hypervla.models.hypervla import HyperVLA, HyperVLAConfig, PolicyConfig
 
-FORMAT = 1
+FORMAT = 2
+"""Format 1 held one robot; it is still read."""
 EMBEDDED = "metaworld_small"
 """The shipped checkpoint that `hypervla demo` runs and that the word `embedded` stands for."""
 BACKBONE = "backbone."
@@ -38,13 +39,22 @@ class Checkpoint:
     """What checkpoint.json says about the weights beside it."""
 
     config: HyperVLAConfig
-    embodiment: Embodiment
-    normalisation: Mapping[str, Any]
-    """Action and proprio statistics, as data/normalize.py writes them."""
+    robots: Mapping[str, Mapping[str, Any]]
+    """By name, each robot it was trained on: embodiment and action and proprio statistics, as data/normalize.py writes
+    them."""
     provenance: Mapping[str, Any]
     """Recipe, steps, dataset digest, commit, command."""
     digest: str
     """sha256 of the weights file."""
+
+    def robot(self, name: str | None = None) -> Mapping[str, Any]:
+        """The robot of that name, or the only one. Raises UserError naming those it was trained on."""
+        if name is None and len(self.robots) == 1:
+            return next(iter(self.robots.values()))
+        if name is None or name not in self.robots:
+            what = "several robots" if name is None else f"no robot '{name}'"
+            raise UserError(f"This checkpoint knows {what}: choose one of {', '.join(self.robots)}.")
+        return self.robots[name]
 
     def backbone_digest(self, weights: Mapping[str, Tensor]) -> str:
         """sha256 of all that a task policy relies on besides its own weights: shared backbone, shapes and head."""
@@ -62,8 +72,7 @@ def save(
     weights: Mapping[str, Tensor],
     *,
     config: HyperVLAConfig,
-    embodiment: Embodiment,
-    normalisation: Mapping[str, Any],
+    robots: Mapping[str, Mapping[str, Any]],
     provenance: Mapping[str, Any],
     dtype: torch.dtype,
 ) -> None:
@@ -75,8 +84,7 @@ def save(
         "format": FORMAT,
         "weights_sha256": hashlib.sha256(data).hexdigest(),
         "model": config_to_json(config),
-        "embodiment": embodiment.to_json(),
-        "normalisation": dict(normalisation),
+        "robots": {name: dict(robot) for name, robot in robots.items()},
         "provenance": dict(provenance),
     }
     write_atomically(folder / WEIGHTS, data)
@@ -90,21 +98,25 @@ def read_card(folder: Path) -> Checkpoint:
         raise UserError(f"{folder} holds no checkpoint ({CARD} is missing): make one with `hypervla train`.")
     try:
         card = json.loads(path.read_text())
-        if card["format"] != FORMAT:
+        if card["format"] not in (1, FORMAT):
             raise UserError(
                 f"{path} is of checkpoint format {card['format']}, but this version of hypervla reads {FORMAT}."
             )
+        if card["format"] == 1:
+            robot = {"embodiment": card["embodiment"], "normalisation": card["normalisation"]}
+            card["robots"] = {card["embodiment"]["name"]: robot}
+        for robot in card["robots"].values():
+            Embodiment.from_json(robot["embodiment"])
         config = config_from_json(card["model"])
         if not isinstance(config, HyperVLAConfig):
             raise TypeError("its model is no HyperVLAConfig")
         return Checkpoint(
             config=config,
-            embodiment=Embodiment.from_json(card["embodiment"]),
-            normalisation=card["normalisation"],
+            robots=card["robots"],
             provenance=card["provenance"],
             digest=card["weights_sha256"],
         )
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a hypervla checkpoint card ({type(error).__name__}: {error}).") from error
 
 

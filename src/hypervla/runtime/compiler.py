@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from hypervla.contracts import Image, TaskContext, UserError
-from hypervla.data.normalize import Normalizer
+from hypervla.data.normalize import Robot
 from hypervla.models import checkpoint
 from hypervla.models.hypervla import HyperVLA
 from hypervla.runtime.engines import TorchEngine
@@ -19,10 +19,13 @@ from hypervla.runtime.task_policy import TaskPolicy, TaskPolicyCard, preprocess
 class Compiler:
     """A loaded model. Its task policies keep the backbone alive and need nothing else of it."""
 
-    def __init__(self, model: HyperVLA, about: checkpoint.Checkpoint, backbone_digest: str, device: str) -> None:
+    def __init__(
+        self, model: HyperVLA, about: checkpoint.Checkpoint, backbone_digest: str, device: str, robot: str | None = None
+    ) -> None:
         self.model, self.device = model, device
-        self.embodiment, self.digest, self.provenance = about.embodiment, about.digest, about.provenance
-        self.normalizer = Normalizer.from_json(about.normalisation, about.embodiment)
+        self.digest, self.provenance = about.digest, about.provenance
+        own = Robot.from_json(about.robot(robot))
+        self.embodiment, self.normalizer = own.embodiment, own.normalizer
         self.engine = TorchEngine(model.backbone, about.config, backbone_digest, device)
 
     def compile(self, instruction: str, images: Image | Mapping[str, Image]) -> TaskPolicy:
@@ -64,7 +67,10 @@ class Compiler:
         return {self.embodiment.cameras[0].name: images}
 
 
-def load(name: str | Path, device: str = "cpu") -> Compiler:
-    """Load a checkpoint: a folder, the name of a shipped one, or a Hugging Face hub id. Raises UserError."""
+def load(name: str | Path, device: str = "cpu", robot: str | None = None) -> Compiler:
+    """Load a checkpoint: a folder, the name of a shipped one, or a Hugging Face hub id.
+
+    `robot` names one of the robots it was trained on, when there are several. Raises UserError.
+    """
     model, about, digest = checkpoint.load(checkpoint.locate(name), device)
-    return Compiler(model, about, digest, device)
+    return Compiler(model, about, digest, device, robot)

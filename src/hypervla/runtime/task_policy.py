@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from hypervla.contracts import ActionChunk, Observation, UserError, WeightLayout, WeightSpec
+from hypervla.data.augment import resize
 from hypervla.data.normalize import Normalizer
 from hypervla.durable import write_atomically
 from hypervla.embodiment import Embodiment
@@ -184,16 +185,8 @@ def stack(policies: Sequence[TaskPolicy]) -> StackedPolicies:
 def preprocess(
     images: Mapping[str, UInt8[np.ndarray, "height width 3"]], embodiment: Embodiment, size: int
 ) -> UInt8[np.ndarray, "C size size 3"]:
-    """Crop each camera's image to what a policy looks at and bring it to the network's size (Lanczos)."""
-    return np.stack([_resize(camera.view(images[camera.name]), size) for camera in embodiment.cameras])
-
-
-def _resize(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "size size 3"]:
-    if image.shape[:2] == (size, size):
-        return image
-    from PIL import Image
-
-    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.LANCZOS))
+    """Crop and turn each camera's image to what a policy sees and bring it to the network's size, as in training."""
+    return np.stack([resize(camera.view(images[camera.name]), size) for camera in embodiment.cameras])
 
 
 def to_bytes(weights: Float32[np.ndarray, " W"], layout: WeightLayout, card: TaskPolicyCard) -> bytes:

@@ -1,4 +1,4 @@
-"""The training loop, from a dataset's folder to a checkpoint's. `train` reads downward; `Run` is what it works on."""
+"""The training loop, from datasets to a checkpoint. `train` reads downward; `Run` is what it works on."""
 
 from __future__ import annotations
 
@@ -11,20 +11,25 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hypervla.contracts import UserError
-from hypervla.data.lerobot import LeRobotDataset, load_frames
-from hypervla.data.normalize import Normalizer
-from hypervla.data.sampling import ContextBatch, ContextSampler
+from hypervla.data.memory import InMemory, bytes_needed
+from hypervla.data.mixture import Mixture
+from hypervla.data.normalize import Robot
+from hypervla.data.opening import open_mixture
+from hypervla.data.robot_file import write_robot
+from hypervla.data.stream import SampleStream
 from hypervla.embodiment import Embodiment
 from hypervla.models import checkpoint
-from hypervla.models.hypervla import Batch, HyperVLA
+from hypervla.models.hypervla import HyperVLA
 from hypervla.runtime.provenance import code_commit, machine
 from hypervla.training import resume as resuming
+from hypervla.training.batches import batches, to_tensors
 from hypervla.training.metrics import Metrics
 from hypervla.training.optimizer import make_optimizer, rate_factor, set_rates, update_average
 from hypervla.training.recipe import Recipe
@@ -37,7 +42,7 @@ OnStep = Callable[[int, HyperVLA], None]
 
 def train(
     recipe: Recipe,
-    data: Path | Sequence[Path],
+    data: Mixture | Path | Sequence[Path],
     out: Path,
     *,
     resume: bool = False,
@@ -45,20 +50,28 @@ def train(
     device: str = "cpu",
     on_step: OnStep | None = None,
     save_every: int = SAVE_EVERY,
+    workers: int = 0,
 ) -> None:
-    """Train `recipe` on the LeRobot datasets in `data`; the checkpoint in `out` holds the averaged weights.
+    """Train `recipe` on the datasets in `data`; the checkpoint in `out` holds the averaged weights.
 
-    `initial` is a checkpoint of the same model to start from, with its statistics and a fresh optimizer.
+    `initial` is a checkpoint of the same model to start from, with its statistics and a fresh optimizer. Batches are
+    made by `workers` processes beside this one, or here when 0; they are the same for any number.
     `on_step(step, model)` is called after each step. With `resume` the run in `out` continues bit for bit (on the same
     machine and thread count). Raises UserError for unfit data or folders; Ctrl-C saves and raises KeyboardInterrupt.
     """
-    run = prepare(recipe, [data] if isinstance(data, Path) else list(data), out, resume, initial, device)
+    if not isinstance(data, Mixture):
+        data = open_mixture([data] if isinstance(data, Path) else list(data))
+    run = prepare(recipe, data, out, resume, initial, device)
     model, optimizer, parameters = run.model, run.optimizer, run.model.trained_parameters()
     losses: list[Tensor] = []
-    with Metrics(out, recipe.steps, run.step) as metrics, stop_on_interrupt() as stop:
+    with (
+        Metrics(out, recipe.steps, run.step) as metrics,
+        stop_on_interrupt() as stop,
+        batches(run.training, recipe.batch_contexts, range(run.step, recipe.steps), workers) as stream,
+    ):
         began = time.monotonic()
-        for step in range(run.step + 1, recipe.steps + 1):
-            batch = run.batch(run.training, step)
+        for step, batch in enumerate(stream, start=run.step + 1):
+            batch = batch.to(run.device)
             set_rates(optimizer, rate_factor(recipe.optimizer, step - 1, recipe.steps))
             with run.autocast():
                 loss = model.loss(batch)
@@ -74,9 +87,9 @@ def train(
             saving = step % save_every == 0 or step == recipe.steps or stopping
             if saving or step % REPORT_EVERY == 0:
                 run.loss = _finite(torch.stack(losses).mean(), step)
-                samples = len(losses) * recipe.batch_contexts * recipe.frames_per_context
+                samples = len(losses) * recipe.batch_contexts * recipe.sampling.frames_per_context
                 rate = samples / (time.monotonic() - began)
-                extra = {"validation_loss": run.validation_loss()} if saving and len(run.validation.episodes) else {}
+                extra = {"validation_loss": run.validation_loss()} if saving and run.validation.episodes else {}
                 metrics.report(step, loss=run.loss, gradient_norm=float(norm), samples_per_second=rate, **extra)
                 losses, began = [], time.monotonic()
             if on_step is not None:
@@ -94,32 +107,29 @@ class Run:
     recipe: Recipe
     out: Path
     device: torch.device
-    embodiment: Embodiment
-    normalizer: Normalizer
-    training: ContextSampler
-    validation: ContextSampler
+    robots: Mapping[str, Robot]
+    training: SampleStream
+    validation: SampleStream
     model: HyperVLA
     optimizer: torch.optim.Optimizer
     average: dict[str, Tensor]
     identity: Mapping[str, Any]
     datasets: Sequence[Mapping[str, Any]]
-    """Name, digest, episodes and frames of each dataset, for the checkpoint's provenance."""
+    """What each dataset is and how much it is drawn from, for the checkpoint's provenance."""
     step: int = 0
     loss: float = float("nan")
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16")
 
-    def batch(self, sampler: ContextSampler, step: int) -> Batch:
-        arrays = sampler.batch(step, self.recipe.batch_contexts, self.recipe.frames_per_context)
-        return to_tensors(arrays).to(self.device)
-
     @torch.no_grad()
     def validation_loss(self) -> float:
         """Loss of the present weights on episodes kept from training, without touching the random state."""
         random = torch.get_rng_state()
+        contexts = self.recipe.batch_contexts
+        held_back = (to_tensors(self.validation.batch(i, contexts)) for i in range(VALIDATION_BATCHES))
         with self.autocast():
-            losses = [self.model.loss(self.batch(self.validation, i)) for i in range(VALIDATION_BATCHES)]
+            losses = [self.model.loss(batch.to(self.device)) for batch in held_back]
         torch.set_rng_state(random)
         return float(torch.stack(losses).mean())
 
@@ -130,11 +140,11 @@ class Run:
             self.out,
             self.average,
             config=self.recipe.model,
-            embodiment=self.embodiment,
-            normalisation=self.normalizer.to_json(),
+            robots={name: robot.to_json() for name, robot in self.robots.items()},
             provenance={
                 "recipe": self.identity["recipe"] | {"steps": self.recipe.steps},
                 "step": self.step,
+                "contexts": self.step * self.recipe.batch_contexts,
                 "loss": self.loss,
                 "datasets": self.datasets,
                 "initial_checkpoint": self.identity["initial"],
@@ -146,34 +156,32 @@ class Run:
         )
 
 
-def prepare(recipe: Recipe, data: Sequence[Path], out: Path, resume: bool, initial: Path | None, device: str) -> Run:
+def prepare(recipe: Recipe, mixture: Mixture, out: Path, resume: bool, initial: Path | None, device: str) -> Run:
     """Everything in place for the first step, or for the next one of an interrupted run."""
-    datasets = [LeRobotDataset(folder) for folder in data]
-    embodiment = datasets[0].embodiment
-    check_fit(recipe, embodiment)
+    for embodiment in mixture.embodiments.values():
+        check_fit(recipe, embodiment)
     exists = (out / resuming.FOLDER).exists() or (out / checkpoint.CARD).exists()
     if exists and not resume:
         raise UserError(f"{out} already holds a run: continue it with --resume, or choose another --out.")
-    if initial is None:
-        start, normalizer = None, Normalizer.from_statistics(datasets[0].statistics(), embodiment)
-    else:
-        start = checkpoint.read_card(initial)
-        normalizer = Normalizer.from_json(start.normalisation, embodiment)
-    frames = load_frames(*datasets, margin=recipe.view_shift)
-    paraphrases = {text: others for dataset in datasets for text, others in dataset.paraphrases.items()}
+    start = None if initial is None else checkpoint.read_card(initial)
+    known = {} if start is None else {name: Robot.from_json(robot) for name, robot in start.robots.items()}
+    robots = mixture.robots(recipe.sampling.normalisation, known)
+    size, margin, pictures = recipe.sampling.image_size, recipe.sampling.view_shift, None
+    if bytes_needed(mixture, size, margin) <= recipe.memory_gb * 2**30:
+        pictures = InMemory(mixture, size, margin)
 
-    def sampler(validation: bool) -> ContextSampler:
-        return ContextSampler(
-            frames,
-            normalizer,
-            paraphrases,
-            horizon=recipe.model.head.horizon,
+    def stream(validation: bool) -> SampleStream:
+        return SampleStream(
+            mixture,
+            robots,
+            recipe.sampling,
             seed=recipe.seed,
             reads_proprio=recipe.model.policy.proprio_size > 0,
-            margin=recipe.view_shift,
+            pictures=pictures,
             validation=validation,
         )
 
+    datasets = mixture.to_json()
     torch.manual_seed(recipe.seed)
     model = HyperVLA(recipe.model).to(device)
     if initial is not None and start is not None:
@@ -183,28 +191,27 @@ def prepare(recipe: Recipe, data: Sequence[Path], out: Path, resume: bool, initi
         recipe=recipe,
         out=out,
         device=torch.device(device),
-        embodiment=embodiment,
-        normalizer=normalizer,
-        training=sampler(validation=False),
-        validation=sampler(validation=True),
+        robots=robots,
+        training=stream(validation=False),
+        validation=stream(validation=True),
         model=model,
         optimizer=make_optimizer(model, recipe.optimizer),
         average={},
         identity={
             "recipe": recipe_to_json(recipe),
-            "dataset": "+".join(dataset.digest for dataset in datasets),
+            "dataset": "+".join(f"{row['digest']}:{row['weight']:g}" for row in datasets),
+            "statistics": {name: robot.normalizer.digest for name, robot in robots.items()},
             "initial": None if start is None else start.digest,
         },
-        datasets=[
-            {"name": dataset.root.name, "digest": dataset.digest, "episodes": len(dataset), "frames": dataset.frames}
-            for dataset in datasets
-        ],
+        datasets=datasets,
     )
     if resume:
         run.step = resuming.load(out, model, run.average, run.optimizer, run.identity)
     if recipe.trace:
         model.loss_of_tensors = torch.compile(model.loss_of_tensors)
     out.mkdir(parents=True, exist_ok=True)
+    for name, robot in robots.items():
+        write_robot(out / "robots" / f"{quote(name, safe='')}.toml", robot.embodiment)
     return run
 
 
@@ -221,7 +228,6 @@ def check_fit(recipe: Recipe, embodiment: Embodiment) -> None:
     facts = [
         ("cameras", model.cameras, len(embodiment.cameras)),
         ("action dimensions", model.head.action_size, embodiment.action_size),
-        ("image size", {(model.backbone.image_size,) * 2}, {camera.view_size for camera in embodiment.cameras}),
     ]
     if model.policy.proprio_size:
         facts.append(("proprio numbers", model.policy.proprio_size, embodiment.proprio_size))
@@ -229,15 +235,8 @@ def check_fit(recipe: Recipe, embodiment: Embodiment) -> None:
         if wanted != came:
             raise UserError(
                 f"The recipe {recipe.name} is made for {wanted} {what}, but {embodiment.name} has {came}: choose a "
-                f"recipe for this robot."
+                f"recipe for this robot, such as small."
             )
-
-
-def to_tensors(batch: ContextBatch) -> Batch:
-    """NumPy → torch, without copies."""
-    arrays = {name: value for name, value in vars(batch).items() if isinstance(value, np.ndarray)}
-    tensors: dict[str, Any] = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in arrays.items()}
-    return Batch(**(vars(batch) | tensors))
 
 
 @contextmanager

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hypervla.contracts import UserError
-from hypervla.models.action_head import ReleasedHead
+from hypervla.data.augment import OCTO
+from hypervla.data.stream import Sampling
+from hypervla.embodiment import METAWORLD_SAWYER, WIDOWX, Embodiment
+from hypervla.models.action_head import ActionHead, LinearHead, ReleasedHead
 from hypervla.models.backbones import MINILM, T5_BASE, ConvNet, DinoV2
 from hypervla.models.hypernetwork import HypernetworkConfig
 from hypervla.models.hypervla import HyperVLAConfig, PolicyConfig
@@ -21,14 +24,13 @@ class Recipe:
 
     name: str
     model: HyperVLAConfig
+    sampling: Sampling
     optimizer: OptimizerConfig
     steps: int
     batch_contexts: int
-    frames_per_context: int
-    """Frames of one episode that share a generated weight set; 1 is the paper's."""
     seed: int
-    view_shift: int
-    """Training views are shifted by up to so many pixels, a context's frames and initial image alike."""
+    memory_gb: float
+    """All images are decoded once and held in memory when they need no more than this; else decoded step by step."""
     precision: Literal["float32", "bfloat16"]
     """Of activations; parameters stay in float32."""
     trace: bool
@@ -36,8 +38,17 @@ class Recipe:
     checkpoint_dtype: Literal["float32", "float16"]
 
 
-def paper() -> Recipe:
+def head_for(robot: Embodiment, horizon: int) -> ActionHead:
+    """The released code's head for a robot with a gripper; one without has nothing for its second part to decide."""
+    if robot.gripper is None:
+        return LinearHead(horizon, robot.action_size)
+    return ReleasedHead(horizon, robot.action_size, robot.gripper.index)
+
+
+def paper(robot: Embodiment = WIDOWX) -> Recipe:
     """HyperVLA as published, on Open X-Embodiment.
+
+    hypervla train paper --mixture oxe_hypervla --data OXE --out runs/paper
 
     Published: 100,000 steps of 256 samples, less than a day on four A5000; SIMPLER 63 % (Google robot), 40 % (WidowX).
     Here: sizes, losses and optimizer only are verified; nobody has trained it with this code yet.
@@ -49,21 +60,22 @@ def paper() -> Recipe:
             instruction_encoder=T5_BASE,
             hypernetwork=HypernetworkConfig(),
             policy=PolicyConfig(),
-            head=ReleasedHead(horizon=4, action_size=7, gripper_index=6),
+            head=head_for(robot, horizon=4),
+            cameras=len(robot.cameras),
         ),
+        sampling=Sampling(augmentation=OCTO),
         optimizer=OptimizerConfig(),
         steps=100_000,
         batch_contexts=256,
-        frames_per_context=1,
         seed=2025,
-        view_shift=0,
+        memory_gb=0.0,
         precision="float32",
         trace=False,
         checkpoint_dtype="float32",
     )
 
 
-def metaworld_small() -> Recipe:
+def metaworld_small(robot: Embodiment = METAWORLD_SAWYER) -> Recipe:
     """HyperVLA with a small convolutional encoder, trained from scratch on Metaworld demonstrations on two CPU cores.
 
     hypervla record --suite metaworld-mt10 --episodes 150 240 300 100 100 60 100 300 80 80 --noise 0.4 \\
@@ -81,6 +93,9 @@ def metaworld_small() -> Recipe:
             context_image="shared",
             context_image_dropout=0.5,
         ),
+        sampling=Sampling(
+            image_size=128, frames_per_context=8, frames_per_episode=8, action_mask="pad_only", view_shift=3
+        ),
         optimizer=OptimizerConfig(
             hypernetwork_rate=5e-4,
             backbone_rate=1e-3,
@@ -90,21 +105,61 @@ def metaworld_small() -> Recipe:
         ),
         steps=10_000,
         batch_contexts=32,
-        frames_per_context=8,
         seed=0,
-        view_shift=3,
+        memory_gb=16.0,
         precision="bfloat16",
         trace=True,
         checkpoint_dtype="float16",
     )
 
 
-RECIPES: Mapping[str, Callable[[], Recipe]] = {make.__name__: make for make in (paper, metaworld_small)}
+def small(robot: Embodiment = METAWORLD_SAWYER) -> Recipe:
+    """The small model for one's own robot: its shapes follow the data's cameras, proprio and actions.
+
+    hypervla train small --data DIR --out runs/small
+
+    A starting point that two CPU cores can train; chunks are about 0.4 seconds long.
+    """
+    horizon = min(16, max(4, round(0.4 * robot.control_hz)))
+    return Recipe(
+        name="small",
+        model=HyperVLAConfig(
+            backbone=ConvNet(image_size=128, widths=(48, 96, 192), stride=4),
+            instruction_encoder=MINILM,
+            hypernetwork=HypernetworkConfig(width=48, layers=3, heads=4, mlp=192),
+            policy=PolicyConfig(width=64, layers=3, heads=4, mlp=128, proprio_size=robot.proprio_size),
+            head=head_for(robot, horizon),
+            cameras=len(robot.cameras),
+            context_image="shared",
+            context_image_dropout=0.5,
+        ),
+        sampling=Sampling(
+            image_size=128,
+            horizon=horizon,
+            frames_per_context=8,
+            action_mask="pad_only",
+            unlabelled=True,
+            augmentation=OCTO,
+        ),
+        optimizer=OptimizerConfig(
+            hypernetwork_rate=5e-4, backbone_rate=1e-3, warmup=300, schedule="linear tail", ema_start=500
+        ),
+        steps=10_000,
+        batch_contexts=32,
+        seed=0,
+        memory_gb=8.0,
+        precision="float32",
+        trace=False,
+        checkpoint_dtype="float32",
+    )
 
 
-def recipe(name: str) -> Recipe:
-    """The recipe of that name. Raises UserError naming near matches."""
+RECIPES: Mapping[str, Callable[..., Recipe]] = {make.__name__: make for make in (paper, metaworld_small, small)}
+
+
+def recipe(name: str, robot: Embodiment | None = None) -> Recipe:
+    """The recipe of that name, for a robot (or the one it was made for). Raises UserError naming near matches."""
     if name not in RECIPES:
         near = difflib.get_close_matches(name, RECIPES, n=3, cutoff=0.4) or list(RECIPES)
         raise UserError(f"There is no recipe '{name}'; did you mean {' or '.join(near)}?")
-    return RECIPES[name]()
+    return RECIPES[name]() if robot is None else RECIPES[name](robot)

@@ -1,0 +1,89 @@
+"""Datasets with sampling weights, and the robots that recorded them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+
+from hypervla.contracts import EpisodeReader, UserError
+from hypervla.data.normalize import Normalisation, Normalizer, Robot
+from hypervla.data.statistics import column_statistics
+from hypervla.embodiment import Embodiment
+
+
+class Mixture:
+    """Datasets with weights. A context comes from a dataset in proportion to its weight × its number of frames."""
+
+    def __init__(self, readers: Sequence[EpisodeReader], weights: Sequence[float] | None = None) -> None:
+        """Raises UserError for weights that are no positive numbers, or robots of one name that differ."""
+        self.readers = list(readers)
+        self.weights = [1.0] * len(self.readers) if weights is None else list(weights)
+        if not self.readers or len(self.weights) != len(self.readers):
+            raise UserError(
+                f"A mixture needs a weight for each dataset: {len(self.readers)}, {len(self.weights)} came."
+            )
+        for reader, weight in zip(self.readers, self.weights, strict=True):
+            if not 0 < weight < float("inf"):
+                raise UserError(f"The weight of {reader.name} must be a number above 0, but {weight} came.")
+
+    @cached_property
+    def shares(self) -> Float64[np.ndarray, " D"]:
+        """The part of all contexts that comes from each dataset."""
+        sizes = np.array([len(reader.actions) for reader in self.readers], np.float64) * self.weights
+        return sizes / sizes.sum()
+
+    @cached_property
+    def embodiments(self) -> dict[str, Embodiment]:
+        """The robots by name; datasets of one robot may differ in the limits they reach, which are joined."""
+        found: dict[str, Embodiment] = {}
+        for reader in self.readers:
+            robot = reader.embodiment
+            known = found.setdefault(robot.name, robot)
+            if replace(known, action_low=robot.action_low, action_high=robot.action_high) != robot:
+                raise UserError(
+                    f"{reader.name} comes from the robot '{robot.name}', like another dataset of the mixture, but "
+                    f"their cameras, actions or rate differ: describe the robot in a TOML file and pass --robot."
+                )
+            low, high = np.minimum(known.action_low, robot.action_low), np.maximum(known.action_high, robot.action_high)
+            found[robot.name] = replace(known, action_low=tuple(low.tolist()), action_high=tuple(high.tolist()))
+        return found
+
+    def robots(self, kind: Normalisation, known: Mapping[str, Robot] | None = None) -> dict[str, Robot]:
+        """Every robot with its statistics: those of `known` where it is there, else of its data."""
+        return {
+            name: (known or {}).get(name)
+            or Robot(robot, Normalizer.from_statistics(self._statistics(name), robot, kind))
+            for name, robot in self.embodiments.items()
+        }
+
+    def _statistics(self, robot: str) -> Mapping[str, Mapping[str, Any]]:
+        """A robot's statistics: its dataset's own, or those of all its datasets' numbers together."""
+        readers = [reader for reader in self.readers if reader.embodiment.name == robot]
+        own = [reader.statistics() for reader in readers]  # each refuses what is missing or foreign
+        if len(readers) == 1:
+            return own[0]
+        pooled = {"action": column_statistics(np.concatenate([reader.actions for reader in readers]))}
+        states = [reader.proprio for reader in readers if reader.proprio is not None]
+        if states:
+            pooled["observation.state"] = column_statistics(np.concatenate(states))
+        return pooled
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Name, digest, weight, episodes and frames of each dataset, for a checkpoint's provenance."""
+        return [
+            {
+                "name": reader.name,
+                "digest": reader.digest,
+                "robot": reader.embodiment.name,
+                "weight": weight,
+                "share": round(float(share), 6),
+                "episodes": len(reader),
+                "frames": len(reader.actions),
+            }
+            for reader, weight, share in zip(self.readers, self.weights, self.shares, strict=True)
+        ]

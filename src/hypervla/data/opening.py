@@ -1,0 +1,143 @@
+"""From words to datasets: folders of any known format, weighted mixtures, named mixtures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hypervla.contracts import EpisodeReader, UserError
+from hypervla.data.mixture import Mixture
+from hypervla.data.robot_file import RobotFile
+from hypervla.data.tasks import read_paraphrases
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a user says of data beyond where it lies."""
+
+    robot: RobotFile | None = None
+    """What LeRobot data does not say of its robot."""
+    rows: Path | None = None
+    """Rows of the user's own for RLDS datasets, by name."""
+    paraphrases: Path | None = None
+    """Other ways to say instructions, for all datasets (scripts/convert_paraphrases.py)."""
+    cameras: tuple[str, ...] = ()
+    """The cameras to use, in this order; empty for all of a LeRobot dataset, the primary one of an RLDS dataset."""
+
+
+NOTHING = Told()
+
+
+def open_dataset(name: str | Path, told: Told = NOTHING) -> EpisodeReader:
+    """The dataset in a folder (LeRobot or RLDS, told apart by their metadata), or of a Hugging Face hub id.
+
+    Raises UserError for anything else, or for data that is not intact.
+    """
+    path = Path(name)
+    reader = _open_rlds(path, told) if is_rlds(path) else _open_lerobot(name, told)
+    if told.paraphrases is not None:
+        reader.paraphrases = {**reader.paraphrases, **read_paraphrases(told.paraphrases)}
+    return reader
+
+
+def _open_lerobot(name: str | Path, told: Told) -> EpisodeReader:
+    from hypervla.data.hub import locate
+    from hypervla.data.lerobot import LeRobotDataset
+
+    root, features = locate(name), told.robot.features if told.robot else None
+    reader = LeRobotDataset(root, features=features)
+    robot = reader.embodiment if told.robot is None else told.robot.apply(reader.embodiment)
+    if told.cameras:
+        robot = replace(robot, cameras=tuple(robot.camera(camera) for camera in told.cameras))
+    return reader if robot == reader.embodiment else LeRobotDataset(root, features=features, embodiment=robot)
+
+
+def is_rlds(path: Path) -> bool:
+    """Whether the folder holds an RLDS dataset: dataset_info.json in it, or one or two levels below."""
+    if not path.is_dir() or (path / "meta/info.json").is_file():
+        return False
+    return any(
+        next(path.glob(pattern), None)
+        for pattern in ("dataset_info.json", "*/dataset_info.json", "*/*/dataset_info.json")
+    )
+
+
+def _open_rlds(path: Path, told: Told) -> EpisodeReader:
+    from hypervla.data import oxe
+    from hypervla.data.rlds import RldsDataset
+    from hypervla.data.rlds_folder import RldsFolder
+
+    if told.robot is not None:
+        raise UserError(
+            f"{path} is an RLDS dataset, which a row describes: --robot is for LeRobot datasets; "
+            f"give a row of your own with --rows."
+        )
+    name = RldsFolder(path).name
+    own = oxe.read_rows(told.rows) if told.rows is not None else {}
+    row = own.get(name) or oxe.row(name)
+    return RldsDataset(path, row.seeing(*told.cameras) if told.cameras else row)
+
+
+def split_weight(word: str) -> tuple[str, float]:
+    """`PATH` or `PATH:WEIGHT`. Raises UserError for a weight that is no number above 0."""
+    path, colon, weight = word.rpartition(":")
+    if not colon or Path(word).exists():
+        return word, 1.0
+    try:
+        number = float(weight)
+    except ValueError:
+        return word, 1.0
+    if not 0 < number < float("inf"):
+        raise UserError(f"'{word}' gives the weight {weight}: a weight is a number above 0.")
+    return path, number
+
+
+def open_mixture(words: Sequence[str | Path], *, named: str | None = None, told: Told = NOTHING) -> Mixture:
+    """The datasets of `PATH[:WEIGHT]` words; with `named`, the datasets of that mixture in one folder.
+
+    Raises UserError naming what is missing.
+    """
+    if named is None:
+        pairs = [split_weight(str(word)) for word in words]
+        return Mixture([open_dataset(path, told) for path, _ in pairs], [weight for _, weight in pairs])
+    from hypervla.data.oxe import mixture
+
+    if len(words) != 1:
+        raise UserError(f"The mixture {named} lies in one folder: give --data once, not {len(words)} times.")
+    root, weights = Path(words[0]), mixture(named)
+    missing = [name for name in weights if not is_rlds(root / name)]
+    if missing:
+        raise UserError(
+            f"{root} lacks {len(missing)} of the {len(weights)} datasets of {named} ({', '.join(missing[:3])}"
+            f"{', …' if len(missing) > 3 else ''}): download them there, or name the datasets you have with --data."
+        )
+    return Mixture([open_dataset(root / name, told) for name in weights], list(weights.values()))
+
+
+def check(path: Path, *, manifest: bool = False) -> list[str]:
+    """Check a dataset in full and say what was checked; with `manifest` also write one, when all is well.
+
+    Raises UserError at the first fault.
+    """
+    from hypervla.data import manifest as manifests
+
+    if is_rlds(path):
+        from hypervla.data.rlds_check import check as check_files
+    else:
+        from hypervla.data.lerobot_check import check as check_files
+    lines = check_files(path)
+    if manifest:
+        lines.append(f"wrote {manifests.write(path)}")
+    return lines
+
+
+def write_statistics(path: Path) -> Path:
+    """Make a LeRobot dataset's statistics and write them into its metadata. Raises UserError for other folders."""
+    if is_rlds(path):
+        raise UserError(
+            f"{path} is an RLDS dataset: its statistics are made when it is opened, there is nothing to do."
+        )
+    from hypervla.data.lerobot_statistics import write_statistics as write
+
+    return write(path)

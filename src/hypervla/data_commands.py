@@ -1,0 +1,116 @@
+"""`hypervla data`: look into datasets, check them, convert them, make their statistics."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+from tyro.conf import Positional, UseAppendAction, arg
+
+if TYPE_CHECKING:
+    from hypervla.data.opening import Told
+
+data_app = tyro.extras.SubcommandApp()
+Robot = Annotated[Path | None, arg(help="A TOML file with what LeRobot data does not say about its robot.")]
+Rows = Annotated[Path | None, arg(help="A TOML file that says how RLDS datasets are read, like data/oxe.toml.")]
+Cameras = UseAppendAction[
+    Annotated[tuple[str, ...], arg(name="camera", help="Only this camera of the data; several may be given.")]
+]
+
+
+@data_app.command
+def info(
+    folder: Positional[str],
+    /,
+    *,
+    robot: Robot = None,
+    rows: Rows = None,
+    cameras: Cameras = (),
+    sheet: Path | None = None,
+) -> None:
+    """Say what a dataset holds, as it will be read for training.
+
+    Example: hypervla data info data/mt10 --sheet frames.png
+
+    Args:
+        folder: A LeRobot or RLDS dataset, or a LeRobot dataset's hub id.
+        sheet: Picture to write: frames of some episodes, as the policy would see them.
+    """
+    from hypervla.data.contact_sheet import contact_sheet
+    from hypervla.data.opening import open_dataset
+    from hypervla.display import dataset_summary
+
+    reader = open_dataset(folder, told(robot, rows, cameras))
+    print(dataset_summary(reader))
+    if sheet is not None:
+        contact_sheet(reader, sheet)
+        print(f"Frames are in {sheet}")
+
+
+@data_app.command
+def check(folder: Positional[Path], /, *, manifest: tyro.conf.FlagCreatePairsOff[bool] = False) -> None:
+    """Check that a dataset is intact: every number, every image, every file's sha256 where a manifest tells it.
+
+    Example: hypervla data check data/mt10
+
+    Args:
+        folder: A LeRobot or RLDS dataset.
+        manifest: When all is well, also write a manifest, so that any later change of a file is found.
+    """
+    from hypervla.data.opening import check as check_dataset
+
+    for line in check_dataset(folder, manifest=manifest):
+        print(line)
+
+
+@data_app.command
+def convert(
+    folder: Positional[str],
+    /,
+    *,
+    out: Annotated[Path, arg(aliases=["-o"])],
+    to: Literal["v3.0", "v2.1"] = "v3.0",
+    images: Literal["video", "image"] = "video",
+    robot: Robot = None,
+    rows: Rows = None,
+    cameras: Cameras = (),
+) -> None:
+    """Rewrite a dataset (LeRobot of any version, or RLDS) as a LeRobot dataset.
+
+    Example: hypervla data convert data/bridge_dataset --out data/bridge --to v3.0
+
+    Args:
+        folder: The dataset to read, which stays as it is.
+        out: Folder of the new dataset.
+        to: LeRobot's format version.
+        images: Store images in videos, or one by one.
+    """
+    from hypervla.data.convert import convert as convert_dataset
+    from hypervla.data.opening import open_dataset
+
+    reader = open_dataset(folder, told(robot, rows, cameras))
+    convert_dataset(reader, out, version=to, images=images)
+    print(f"{out}: {len(reader):,} episodes, {len(reader.actions):,} frames, LeRobot {to}.")
+
+
+@data_app.command
+def stats(folder: Positional[Path], /) -> None:
+    """Make the statistics that normalise actions and proprio, from all of a dataset's numbers, and write them to it.
+
+    Example: hypervla data stats data/mine
+
+    Args:
+        folder: A LeRobot dataset. (Those of RLDS datasets are made when they are opened.)
+    """
+    from hypervla.data.opening import write_statistics
+
+    print(f"Wrote {write_statistics(folder)}")
+
+
+def told(robot: Path | None, rows: Path | None, cameras: tuple[str, ...], paraphrases: Path | None = None) -> Told:
+    """What the options of these names say of data."""
+    from hypervla.data.opening import Told
+    from hypervla.data.robot_file import read_robot
+
+    return Told(None if robot is None else read_robot(robot), rows, paraphrases, cameras)

@@ -1,0 +1,78 @@
+"""Batches as tensors, one after another, made here or in worker processes: the same for any number of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from hypervla.contracts import UserError
+from hypervla.data.stream import ContextBatch, SampleStream
+from hypervla.models.hypervla import Batch
+
+
+def to_tensors(batch: ContextBatch) -> Batch:
+    """NumPy → torch, without copies; a HyperVLA sees one observation at a time, so the window of 1 goes."""
+    assert batch.images.shape[2] == 1, "HyperVLA reads a window of one observation"
+
+    def tensor(values: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values))
+
+    return Batch(
+        instructions=batch.instructions,
+        initial_images=tensor(batch.initial_images),
+        images=tensor(batch.images[:, :, 0]),
+        proprio=None if batch.proprio is None else tensor(batch.proprio[:, :, 0]),
+        actions=tensor(batch.actions[:, :, 0]),
+        mask=tensor(batch.mask[:, :, 0]),
+    )
+
+
+class _Steps(Dataset[Any]):
+    """The batches of a stream by step, as the data loader wants them."""
+
+    def __init__(self, stream: SampleStream, contexts: int) -> None:
+        self.stream, self.contexts = stream, contexts
+
+    def __getitem__(self, step: int) -> Batch | UserError:
+        """Damaged data is handed over as what it is: raised in a worker it would arrive as text, with a traceback."""
+        try:
+            return to_tensors(self.stream.batch(step, self.contexts))
+        except UserError as error:
+            return error
+
+
+@contextmanager
+def batches(stream: SampleStream, contexts: int, steps: Sequence[int], workers: int) -> Iterator[Iterator[Batch]]:
+    """The batches of these steps in order. Raises UserError for damaged data, wherever it was found."""
+    source = _Steps(stream, contexts)
+    if workers == 0:
+        yield map(_whole, (source[step] for step in steps))
+        return
+    # Of its own generator the loader draws seeds that nobody uses; PyTorch's global one would go on by one for it.
+    options: dict[str, Any] = {"prefetch_factor": 2, "worker_init_fn": _quiet, "generator": torch.Generator()}
+    loader = DataLoader(source, batch_size=None, sampler=list(steps), num_workers=workers, **options)
+    iterator = iter(loader)
+    try:
+        yield map(_whole, iterator)
+    finally:
+        del iterator
+
+
+def _whole(batch: Batch | UserError) -> Batch:
+    if isinstance(batch, UserError):
+        raise batch
+    return batch
+
+
+def _quiet(worker: int) -> None:
+    """A worker computes on its own core, and leaves Ctrl-C, which reaches the whole group, to its parent."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)

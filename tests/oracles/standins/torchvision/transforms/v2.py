@@ -1,0 +1,4 @@
+"""The one name that lerobot takes from here."""
+
+
+class Transform: ...
