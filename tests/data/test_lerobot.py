@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 from tests.conformance.reader import check_reader
 from tests.data.damage import edit_lines, rewrite
-from tests.data.numbered import INSTRUCTIONS, LENGTHS, episode, number_in, write
+from tests.data.numbered import LENGTHS, episode, number_in, write
 from tests.fakes import POINT
 
 from hypervla.contracts import EpisodeReader, UserError
-from hypervla.data.lerobot import LeRobotDataset, load_frames
+from hypervla.data.lerobot import LeRobotDataset
 from hypervla.data.lerobot_check import check
+from hypervla.data.memory import InMemory
+from hypervla.data.mixture import Mixture
 
 KINDS = [("v3.0", "video"), ("v3.0", "image"), ("v2.1", "video"), ("v2.1", "image")]
 
@@ -60,19 +62,14 @@ def test_the_data_is_split_over_files_without_a_trace(dataset: LeRobotDataset, t
     np.testing.assert_array_equal(split.column("next.success"), dataset.column("next.success"))
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_all_frames_at_once_equal_the_episodes_one_by_one(
-    dataset: LeRobotDataset, workers: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("threads", [1, 3])
+def test_all_frames_in_memory_are_the_episodes_one_by_one(
+    dataset: LeRobotDataset, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hypervla.data.frames.FRAMES_PER_SPAN", 19)
-    frames = load_frames(dataset, workers=workers)
-    episodes = [dataset.episode(index, crop=True) for index in range(len(dataset))]
-    np.testing.assert_array_equal(frames.images["top"], np.concatenate([each.images["top"] for each in episodes]))
-    np.testing.assert_array_equal(frames.actions, np.concatenate([each.actions for each in episodes]))
-    np.testing.assert_array_equal(frames.proprio, np.concatenate([each.proprio for each in episodes]))
-    assert frames.images["top"].shape == (sum(LENGTHS), 24, 24, 3)
-    assert frames.episode_starts.tolist() == [0, *np.cumsum(LENGTHS)]
-    assert frames.episode_instruction == list(INSTRUCTIONS)
+    monkeypatch.setattr("hypervla.data.memory.ROWS", 5)
+    held = InMemory(Mixture([dataset]), 24, 0, threads=threads)
+    episodes = [dataset.episode(index, crop=True).images["top"] for index in range(len(dataset))]
+    np.testing.assert_array_equal(held(0, 0, range(sum(LENGTHS))), np.concatenate(episodes))
 
 
 def test_a_crop_is_a_part_of_the_whole_image(dataset: LeRobotDataset) -> None:

@@ -18,7 +18,8 @@ from tests.data.numbered import LENGTHS, episode, number_in
 from tests.fakes import POINT
 
 from hypervla.contracts import UserError
-from hypervla.data.lerobot import LeRobotDataset, locate
+from hypervla.data.hub import locate
+from hypervla.data.lerobot import LeRobotDataset
 from hypervla.data.lerobot_check import check
 from hypervla.data.lerobot_statistics import write_statistics
 from hypervla.embodiment import Camera

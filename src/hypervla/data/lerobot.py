@@ -12,12 +12,10 @@ from jaxtyping import Float32, Int64, Shaped
 
 from hypervla.contracts import Episode, Image, UserError
 from hypervla.data import lerobot_statistics
-from hypervla.data.frames import Frames, load_frames
 from hypervla.data.handles import Handles
-from hypervla.data.hub import locate
 from hypervla.data.lerobot_layout import read_info, read_layout
 from hypervla.data.lerobot_numbers import parts_of, read_column, read_numbers
-from hypervla.data.lerobot_own import read_about, read_paraphrases, validation_episodes
+from hypervla.data.lerobot_own import read_about, validation_episodes
 from hypervla.data.lerobot_robot import (
     ACTION,
     IMAGES,
@@ -30,10 +28,9 @@ from hypervla.data.lerobot_robot import (
 from hypervla.data.manifest import Hashes, Manifest
 from hypervla.data.manifest import digest as files_digest
 from hypervla.data.pictures import PictureFile, decode_picture
+from hypervla.data.tasks import read_paraphrases
 from hypervla.data.video_reader import OpenVideo
 from hypervla.embodiment import Camera, Embodiment
-
-__all__ = ["Frames", "LeRobotDataset", "load_frames", "locate"]
 
 DIGESTED = ("*.json", "*.jsonl", "*.parquet", "*.mp4")
 OPEN_FILES = 8
@@ -93,7 +90,8 @@ class LeRobotDataset:
         has_state = STATE in self.names and self.embodiment.proprio_size > 0
         self.proprio: Float32[np.ndarray, "F P"] | None = _vectors(numbers[self.names[STATE]]) if has_state else None
         self._sources: Sequence[Mapping[str, Any]] = about.get("episodes", [])
-        self.paraphrases: Mapping[str, Sequence[str]] = read_paraphrases(root)
+        paraphrases = root / "meta/paraphrases.json"
+        self.paraphrases: Mapping[str, Sequence[str]] = read_paraphrases(paraphrases) if paraphrases.is_file() else {}
         self.validation_episodes: Int64[np.ndarray, " V"] = validation_episodes(root, layout.info)
         self._open, self._cells = Handles(OPEN_FILES), Handles(PICTURE_BYTES)
 

@@ -31,17 +31,6 @@ def read_about(root: Path) -> dict[str, Any]:
         raise damaged(path, f"it describes no robot: {error}") from error
 
 
-def read_paraphrases(root: Path) -> dict[str, list[str]]:
-    """meta/paraphrases.json: other ways to say an instruction, by instruction."""
-    path = root / "meta/paraphrases.json"
-    found = read_json(path) if path.is_file() else {}
-    if not isinstance(found, dict) or not all(
-        isinstance(others, list) and all(isinstance(other, str) for other in others) for others in found.values()
-    ):
-        raise damaged(path, "it holds no lists of sentences")
-    return found
-
-
 def validation_episodes(root: Path, info: Mapping[str, Any]) -> Int64[np.ndarray, " V"]:
     """The episodes of the dataset's own validation splits, or one in 32."""
     splits, total = info.get("splits") or {}, info["total_episodes"]

@@ -15,6 +15,8 @@ from hypervla.data.normalize import Normalisation, Normalizer, Robot
 from hypervla.data.statistics import column_statistics
 from hypervla.embodiment import Embodiment
 
+LIMITS = ("action_low", "action_high")
+
 
 class Mixture:
     """Datasets with weights. A context comes from a dataset in proportion to its weight × its number of frames."""
@@ -44,10 +46,13 @@ class Mixture:
         for reader in self.readers:
             robot = reader.embodiment
             known = found.setdefault(robot.name, robot)
-            if replace(known, action_low=robot.action_low, action_high=robot.action_high) != robot:
+            other = [
+                name for name, value in vars(robot).items() if name not in LIMITS and value != getattr(known, name)
+            ]
+            if other:
                 raise UserError(
-                    f"{reader.name} comes from the robot '{robot.name}', like another dataset of the mixture, but "
-                    f"their cameras, actions or rate differ: describe the robot in a TOML file and pass --robot."
+                    f"{reader.name} comes from the robot '{robot.name}', like another dataset of the mixture, but they "
+                    f"differ in {', '.join(other)}: describe the robot in a TOML file and pass --robot."
                 )
             low, high = np.minimum(known.action_low, robot.action_low), np.maximum(known.action_high, robot.action_high)
             found[robot.name] = replace(known, action_low=tuple(low.tolist()), action_high=tuple(high.tolist()))

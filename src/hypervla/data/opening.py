@@ -100,7 +100,12 @@ def open_mixture(words: Sequence[str | Path], *, named: str | None = None, told:
     """
     if named is None:
         pairs = [split_weight(str(word)) for word in words]
-        return Mixture([open_dataset(path, told) for path, _ in pairs], [weight for _, weight in pairs])
+        rows_tell = [is_rlds(Path(path)) and not all(is_rlds(Path(other)) for other, _ in pairs) for path, _ in pairs]
+        readers = [
+            open_dataset(path, replace(told, robot=None) if rlds else told)
+            for (path, _), rlds in zip(pairs, rows_tell, strict=True)
+        ]
+        return Mixture(readers, [weight for _, weight in pairs])
     from hypervla.data.oxe import mixture
 
     if len(words) != 1:

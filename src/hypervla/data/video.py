@@ -12,12 +12,12 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import UInt8
 
-from hypervla.contracts import Image, UserError
+from hypervla.contracts import UserError
 
 try:
     import av
     from av.error import FFmpegError
-    from av.video.reformatter import Interpolation, VideoReformatter
+    from av.video.reformatter import Interpolation
 except ModuleNotFoundError as error:
     raise UserError("Videos need PyAV: pip install 'hypervla[data]'.") from error
 
@@ -31,7 +31,7 @@ CODECS: Mapping[str, tuple[str, dict[str, str]]] = {
 join by copying packets. x264's mbtree gave other bits for the same frames in one of 250 encodings (docs/log.md)."""
 
 EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
-"""With one thread: the same frame gave two pictures once, two levels apart, and sharing it out is the suspect."""
+"""With one thread, so that a frame is the same picture on a busy machine (docs/log.md)."""
 
 
 def codec_info(codec: str) -> dict[str, Any]:
@@ -145,33 +145,3 @@ def _packets(container: Any, stream: Any, start: float, count: int | None, fps: 
 def _kind(stream: Any) -> tuple[Any, ...]:
     codec = stream.codec_context
     return codec.codec.canonical_name, codec.width, codec.height, bytes(codec.extradata or b"")
-
-
-def decode(path: Path, start: float, count: int, fps: int | float) -> Iterator[Image]:
-    """The `count` RGB frames from `start` seconds on. Raises UserError when the file holds fewer or is damaged."""
-    if not path.is_file():
-        raise UserError(f"The video {path} is missing: copy the dataset again, with its videos/ folder.")
-    done, to_rgb = 0, VideoReformatter()
-    try:
-        with av.open(f"file:{path}") as container:
-            stream = container.streams.video[0]
-            stream.codec_context.thread_count = 1
-            earliest = start - 0.5 / fps
-            assert stream.time_base is not None
-            container.seek(max(0, round(start / stream.time_base)), stream=stream)
-            for frame in container.decode(stream):
-                if frame.time < earliest:
-                    continue
-                if done == count:
-                    return
-                if abs(frame.time - start - done / fps) > 0.5 / fps:
-                    break
-                yield to_rgb.reformat(frame, format="rgb24", interpolation=EXACT, threads=1).to_ndarray()
-                done += 1
-    except (FFmpegError, IndexError) as error:
-        raise UserError(f"The video {path} is damaged ({error}): copy or record the dataset again.") from error
-    if done < count:
-        raise UserError(
-            f"The video {path} should hold {count} frames from {start:.3f} s on, but holds {done}: "
-            f"it is cut off or belongs to another dataset; copy or record the dataset again."
-        )

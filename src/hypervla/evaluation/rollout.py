@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 from hypervla.contracts import UserError
@@ -30,7 +31,7 @@ def evaluate(
     device: str = "cpu",
     instructions: InstructionSet = "canonical",
     on_trial: Callable[[Trial, int, int], None] = lambda trial, done, total: None,
-    load: Load = load_compiler,
+    load: Load | None = None,
 ) -> Results:
     """Try every task of a suite `trials` times, several environments at once, and write OUT/results.json.
 
@@ -45,6 +46,7 @@ def evaluate(
     started = time.perf_counter()
     asked = tickets(suite, trials=trials, seed=seed, instructions=instructions)
     workers = min(workers or cores(), len(asked))
+    load = load or partial(load_compiler, robot=suite.embodiment.name)
     job = Job(checkpoint, suite, execution, device, load, films=out / "films", threads=max(1, cores() // workers))
     with Crew(job, workers) as crew:
         model = crew.ready()
@@ -95,14 +97,14 @@ def act(
     video: Path,
     device: str = "cpu",
     size: int = 480,
-    load: Load = load_compiler,
+    load: Load | None = None,
 ) -> Trial:
     """Ask for something in your own words, once, and film it: an MP4 with the sentence and the step below the picture.
 
     Raises UserError for an unknown task, an instruction no policy can be compiled from, or a crash on the way.
     """
     suite = suite.only([task])
-    compiler = load(checkpoint, device)
+    compiler = (load or partial(load_compiler, robot=suite.embodiment.name))(checkpoint, device)
     check_embodiment(compiler, suite)
     environment = suite.environment(task)
     film = Film(environment, size, smooth=1, every=max(1, round(suite.embodiment.control_hz / PLAYBACK_HZ)))

@@ -51,11 +51,12 @@ Load = Callable[[Path, str], Compiler]
 """Loads a checkpoint onto a device."""
 
 
-def load_compiler(checkpoint: Path, device: str) -> Compiler:
-    """The compiler of runtime/, imported here because it brings PyTorch."""
+def load_compiler(checkpoint: Path, device: str, *, robot: str) -> Compiler:
+    """The compiler of runtime/ for that robot, or the only one it knows; imported here because it brings PyTorch."""
+    from hypervla.models.checkpoint import read_card
     from hypervla.runtime.compiler import load
 
-    return load(checkpoint, device=device)
+    return load(checkpoint, device=device, robot=robot if robot in read_card(checkpoint).robots else None)
 
 
 @dataclass(frozen=True)
