@@ -109,10 +109,12 @@ def rate(work: Callable[[np.ndarray], None], rows: int, seconds: float) -> float
 def ours(reader: EpisodeReader, seconds: float, augmented: bool) -> float:
     camera = reader.embodiment.cameras[0].name
 
+    out = np.empty((SIZE, SIZE, 3), np.uint8)
+
     def work(rows: np.ndarray) -> None:
         for number, image in enumerate(reader.images(camera, rows.tolist())):
             if augmented:
-                augment(image, OCTO, (number, 0))
+                augment(image, OCTO, (number, 0), out)
 
     return rate(work, len(reader.actions), seconds)
 
@@ -184,7 +186,8 @@ def main() -> None:
             row = {"decoded": ours(reader, chosen.seconds, False), "augmented": ours(reader, chosen.seconds, True)}
             other = theirs(Path(folder) / "fast" / kind, chosen.seconds) if kind else None
             if other is not None:
-                row |= {"lerobot, decoded": other, "augmented / lerobot": row["augmented"] / other}
+                row["lerobot, decoded"] = other
+                row |= {f"{what} / lerobot": row[what] / other for what in ("decoded", "augmented")}
             table[name] = {key: round(value, 2) for key, value in row.items()}
         table["JPEG decoding alone"] = {"decoded": round(jpeg_ceiling(recorded, chosen.seconds), 2)}
         if chosen.samples:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tests.fakes import POINT, SAYINGS, make_point_world
 
 from hypervla.contracts import Observation
 from hypervla.data.normalize import Normalizer, Robot
@@ -21,6 +20,7 @@ from hypervla.models.hypernetwork import HypernetworkConfig
 from hypervla.models.hypervla import Batch, HyperVLA, HyperVLAConfig, PolicyConfig
 from hypervla.training.optimizer import OptimizerConfig
 from hypervla.training.recipe import Recipe
+from tests.fakes import POINT, SAYINGS, make_point_world
 
 INSTRUCTIONS = [sentence for sayings in SAYINGS.values() for sentence in sayings]
 LENGTH = 8

@@ -77,6 +77,9 @@ def check_recipe(name: str) -> None:
 def override(recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
     """The recipe with the fields that were given on the command line; None means not given."""
     assert set(given) <= set(OVERRIDABLE)
+    for field, least in (("seed", 0), ("steps", 1), ("batch_contexts", 1)):
+        if given.get(field) is not None and given[field] < least:
+            raise UserError(f"--{field.replace('_', '-')} must be {least} or more, but {given[field]} came.")
     return replace(recipe, **{field: value for field, value in given.items() if value is not None})
 
 

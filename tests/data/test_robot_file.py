@@ -76,3 +76,27 @@ def test_what_fits_no_robot_is_refused_by_name(tmp_path: Path, text: str, said: 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="There is no robot file"):
         read_robot(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("control_hz = inf", "'control_hz' wants a number above 0"),
+        ("action_low = [nan, 0.0, 0.0]", "'action_low' wants a list of numbers"),
+        ("action_low = [1.0, 1.0, 2.0]", "gives an action_low above its action_high"),
+        ("[cameras.top]\nflip = ['both']", "flip = none or vertical"),
+        ("[cameras]", "'cameras' wants a table for each camera"),
+        ("action_kind = ['velocity']", "'action_kind' wants unknown or"),
+        ("gripper = { index = true, open = 0, closed = 1 }", "'gripper' wants { index"),
+    ],
+)
+def test_values_that_no_robot_can_have_are_refused(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        read_robot(robot_file(tmp_path, text)).apply(POINT)
+
+
+def test_names_of_the_data_come_back_from_what_is_written(tmp_path: Path) -> None:
+    features = {"observation.images.top": "observation.images.cam é", "action": "actions"}
+    write_robot(tmp_path / "point.toml", POINT, features)
+    assert read_robot(tmp_path / "point.toml").features == features
+    assert read_robot(tmp_path / "point.toml").apply(POINT) == POINT

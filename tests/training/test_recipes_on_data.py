@@ -155,3 +155,66 @@ def test_a_weight_stands_behind_a_colon(word: str, parts: tuple) -> None:
 def test_a_weight_is_a_number_above_zero(word: str) -> None:
     with pytest.raises(UserError, match="a weight is a number above 0"):
         split_weight(word)
+
+
+# What a checkpoint, a run and the data say of one robot must agree
+
+
+def robot_file(folder: Path, text: str) -> list[str]:
+    (folder / "robot.toml").write_text(text)
+    return ["--robot", str(folder / "robot.toml")]
+
+
+def fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    with pytest.raises(SystemExit):
+        cli.main(words)
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_checkpoint_is_not_continued_on_a_robot_seen_otherwise(
+    foreign: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = ["--steps", "1", "--batch-contexts", "2"]
+    cli.main(["train", "small", "--data", str(foreign), "--out", str(tmp_path / "run"), *few])
+    turned = robot_file(tmp_path, '[cameras.primary]\nflip = "both"\n')
+    words = ["train", "small", "--data", str(foreign), *turned]
+    said = fails(capsys, *words, "--out", str(tmp_path / "next"), "--init", str(tmp_path / "run"), *few)
+    assert "knows the robot 'somebody's arm' with other cameras than the data" in said
+    said = fails(capsys, *words, "--out", str(tmp_path / "run"), "--resume", "--steps", "2", "--batch-contexts", "2")
+    assert "holds another run: its conventions is" in said
+
+
+def test_renamed_cameras_are_the_ones_that_are_named(bridge: Path, tmp_path: Path) -> None:
+    from hypervla.data.opening import Told
+    from hypervla.data.robot_file import read_robot
+
+    two = tmp_path / "two"
+    convert(open_dataset(bridge, Told(cameras=("primary", "secondary"))), two)
+    robot_file(tmp_path, '[cameras.secondary]\nfeature = "observation.images.primary"\n')
+    renamed = open_dataset(two, Told(read_robot(tmp_path / "robot.toml")))
+    assert [camera.name for camera in renamed.embodiment.cameras] == ["secondary"]
+    np.testing.assert_array_equal(renamed.images("secondary", [3]), open_dataset(two).images("primary", [3]))
+    with pytest.raises(UserError, match="is converted under its own feature names"):
+        convert(renamed, tmp_path / "no")
+    assert not (tmp_path / "no").exists()
+    convert(open_dataset(two, Told(cameras=("secondary",))), tmp_path / "one")
+    assert [camera.name for camera in open_dataset(tmp_path / "one").embodiment.cameras] == ["secondary"]
+    assert "observation.images.primary" not in json.loads((tmp_path / "one/meta/info.json").read_text())["features"]
+
+
+def test_rows_that_describe_nothing_are_refused(bridge: Path, foreign: Path, tmp_path: Path) -> None:
+    from hypervla.data.opening import Told
+
+    (tmp_path / "rows.toml").write_text('[bridge]\nhz = 9\ncameras = { primary = "image_0" }\narm = ["action[0:6]"]\n')
+    with pytest.raises(UserError, match="has rows for bridge, but none for bridge_dataset"):
+        open_dataset(bridge, Told(rows=tmp_path / "rows.toml"))
+    with pytest.raises(UserError, match="is no RLDS dataset: --rows describes those"):
+        open_dataset(foreign, Told(rows=tmp_path / "rows.toml"))
+
+
+@pytest.mark.parametrize("option", [["--seed=-1"], ["--steps=0"], ["--batch-contexts=0"]])
+def test_overrides_out_of_range_are_refused(
+    foreign: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: list[str]
+) -> None:
+    said = fails(capsys, "train", "small", "--data", str(foreign), "--out", str(tmp_path / "run"), *option)
+    assert f"{option[0].split('=')[0]} must be" in said

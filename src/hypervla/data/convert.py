@@ -38,6 +38,7 @@ def convert(source: EpisodeReader, out: Path, *, version: Version = "v3.0", imag
     try:
         os.chmod(work, 0o755)
         _write(source, work, version, images)
+        LeRobotDataset(work)
         os.replace(work, out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -46,6 +47,11 @@ def convert(source: EpisodeReader, out: Path, *, version: Version = "v3.0", imag
 def _write(source: EpisodeReader, root: Path, version: Version, images: Images) -> None:
     about: dict[str, Any] = {"converted_from": {"name": source.name, "digest": source.digest}}
     if isinstance(source, LeRobotDataset):
+        if source.renamed:
+            raise UserError(
+                f"{source.root} is converted under its own feature names, but the robot file renames "
+                f"{', '.join(source.renamed.values())}: leave the names out, and give them when you train."
+            )
         plan = _Plan(source, images)
         writer = LeRobotWriter(root, source.embodiment, version=version, features=plan.features)
         episodes, splits = plan.episodes(root / ".staged"), source.info.get("splits")
@@ -97,7 +103,9 @@ class _Plan:
         """Raises UserError for a video that can neither be copied nor decoded to RGB."""
         self.source = source
         self.images: Images = images
-        self.visual = [key for key, feature in source.features.items() if feature["dtype"] in VISUAL]
+        unseen = set(source.cameras.values()) - {source.cameras[camera.name] for camera in source.embodiment.cameras}
+        chosen = {key: feature for key, feature in source.features.items() if key not in unseen}
+        self.visual = [key for key, feature in chosen.items() if feature["dtype"] in VISUAL]
         self.copied = {key for key in self.visual if self._can_copy(key)}
         for key in self.visual:
             if key not in self.copied and not is_camera(source.features[key]):
@@ -105,7 +113,7 @@ class _Plan:
                     f"'{key}' of {source.root} holds no RGB images, and its videos cannot be copied: leave it out of "
                     f"the dataset first."
                 )
-        self.features = {key: self._feature(key, feature) for key, feature in source.features.items()}
+        self.features = {key: self._feature(key, feature) for key, feature in chosen.items()}
 
     def _can_copy(self, key: str) -> bool:
         """Whether every video of this feature, or every picture, can be taken over as it is."""
@@ -127,7 +135,7 @@ class _Plan:
 
     def episodes(self, folder: Path) -> Iterator[StagedEpisode]:
         source = self.source
-        kept = [key for key in source.features if key not in self.visual and key not in STRUCTURE]
+        kept = [key for key in self.features if key not in self.visual and key not in STRUCTURE]
         for part in parts_of(source.layout):
             columns = read_part(source.layout, part, kept)
             first = 0

@@ -18,8 +18,8 @@ from hypervla.contracts import UserError
 
 BLOCK = 4096
 """Contexts whose datasets are drawn in one go."""
-CHOICE, ORDER, FRAMES, CONTEXT = range(4)
-"""What a random number is for: keeps the streams of one seed apart."""
+CHOICE, ORDER, FRAMES, CONTEXT = range(1, 5)
+"""What a random number is for: stands behind the seed in every key, none of which then equals another one."""
 
 
 @dataclass(frozen=True)
@@ -54,16 +54,15 @@ class Passes:
         """Contexts of one pass."""
         return int(self._ends[-1]) if len(self.episodes) else 0
 
-    def __getitem__(self, key: tuple[int, tuple[int, ...]]) -> tuple[int, Int64[np.ndarray, " F"], tuple[int, ...]]:
-        """Episode, rows and the seed of the episode in this pass, of the `k`-th context under a seed."""
-        k, seed = key
+    def context(self, k: int, seed: int, number: int) -> tuple[int, Int64[np.ndarray, " F"], tuple[int, ...]]:
+        """Episode, rows and the seed of the episode in this pass, of context k of the dataset with this number."""
         lap, position = divmod(k, len(self))
-        group = int(self._order((*seed, ORDER, lap))[position])
+        group = int(self._order((seed, ORDER, number, lap))[position])
         e = int(np.searchsorted(self._ends, group, side="right"))
         within = group - (int(self._ends[e - 1]) if e else 0)
         episode = int(self.episodes[e])
         first, end = self.starts[episode], self.starts[episode + 1]
-        trajectory = (*seed, FRAMES, lap, episode)
+        trajectory = (seed, FRAMES, number, lap, episode)
         order = np.random.default_rng(trajectory).permutation(end - first)[: self.most]
         chosen = np.take(order, np.arange(within * self.frames, (within + 1) * self.frames), mode="wrap")
         return episode, first + chosen, trajectory
@@ -91,7 +90,7 @@ class Draws:
 
     def __getitem__(self, i: int) -> Draw:
         dataset, k = self._place(i)
-        episode, rows, trajectory = self.datasets[dataset][k, (self.seed, dataset)]
+        episode, rows, trajectory = self.datasets[dataset].context(k, self.seed, dataset)
         return Draw(dataset, episode, rows, trajectory, (self.seed, CONTEXT, i))
 
     def _place(self, i: int) -> tuple[int, int]:

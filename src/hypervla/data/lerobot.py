@@ -24,6 +24,7 @@ from hypervla.data.lerobot_robot import (
     feature_names,
     image_size,
     infer_embodiment,
+    rename_cameras,
 )
 from hypervla.data.manifest import Hashes, Manifest
 from hypervla.data.manifest import digest as files_digest
@@ -76,7 +77,9 @@ class LeRobotDataset:
         self.starts: Int64[np.ndarray, " starts"] = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         self.names, self.cameras = feature_names(layout.features, features, root)
         about = read_about(root)
-        known = embodiment or about.get("embodiment")
+        self.renamed = dict(features or {})
+        recorded = about.get("embodiment")
+        known = embodiment or (recorded and rename_cameras(recorded, self.renamed))
         if known is not None:
             check_features(known, layout.features, self.names, self.cameras, root)
         numbers = read_numbers(layout, self._parts, list(self.names.values()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,13 @@ def feature_names(
         if found:
             names[ours] = found[0]
     chosen = {theirs: ours.removeprefix(IMAGES) for ours, theirs in renamed.items() if ours.startswith(IMAGES)}
-    cameras = {chosen.get(key) or camera_name(key): key for key, feature in features.items() if is_camera(feature)}
+    if len(chosen) < sum(ours.startswith(IMAGES) for ours in renamed):
+        raise UserError(f"Two cameras of the robot file are the same feature of {where}: name another one for each.")
+    cameras = {
+        chosen.get(key) or camera_name(key): key
+        for key, feature in features.items()
+        if is_camera(feature) and (key in chosen or camera_name(key) not in chosen.values())
+    }
     if ACTION not in names:
         known = ", ".join(sorted(features))
         raise UserError(
@@ -45,6 +52,13 @@ def feature_names(
             f"and pass --robot."
         )
     return names, cameras
+
+
+def rename_cameras(robot: Embodiment, renamed: Mapping[str, str]) -> Embodiment:
+    """The robot with its cameras called as `renamed` (ours → the data's name) wants it."""
+    ours = {theirs: name.removeprefix(IMAGES) for name, theirs in renamed.items() if name.startswith(IMAGES)}
+    named = (replace(camera, name=ours.get(IMAGES + camera.name, camera.name)) for camera in robot.cameras)
+    return replace(robot, cameras=tuple(named))
 
 
 def is_camera(feature: Mapping[str, Any]) -> bool:

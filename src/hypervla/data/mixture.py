@@ -54,15 +54,22 @@ class Mixture:
                     f"{reader.name} comes from the robot '{robot.name}', like another dataset of the mixture, but they "
                     f"differ in {', '.join(other)}: describe the robot in a TOML file and pass --robot."
                 )
-            low, high = np.minimum(known.action_low, robot.action_low), np.maximum(known.action_high, robot.action_high)
-            found[robot.name] = replace(known, action_low=tuple(low.tolist()), action_high=tuple(high.tolist()))
+            found[robot.name] = _joined(known, robot)
         return found
 
+    def features(self, robot: str) -> dict[str, str]:
+        """What a user called the features of that robot's data: our name → the data's."""
+        return next((dict(getattr(r, "renamed", {})) for r in self.readers if r.embodiment.name == robot), {})
+
     def robots(self, kind: Normalisation, known: Mapping[str, Robot] | None = None) -> dict[str, Robot]:
-        """Every robot with its statistics: those of `known` where it is there, else of its data."""
+        """Every robot with its statistics: those of `known` where it is there, else of its data.
+
+        Raises UserError when the data was seen, or is to be normalised, in another way than what is known.
+        """
         return {
-            name: (known or {}).get(name)
-            or Robot(robot, Normalizer.from_statistics(self._statistics(name), robot, kind))
+            name: _same(known[name], robot, kind)
+            if known and name in known
+            else Robot(robot, Normalizer.from_statistics(self._statistics(name), robot, kind))
             for name, robot in self.embodiments.items()
         }
 
@@ -92,3 +99,23 @@ class Mixture:
             }
             for reader, weight, share in zip(self.readers, self.weights, self.shares, strict=True)
         ]
+
+
+def _same(known: Robot, robot: Embodiment, kind: Normalisation) -> Robot:
+    """The robot of the data with the statistics that are known of it."""
+    facts = {name: value for name, value in vars(robot).items() if name not in (*LIMITS, "action_kind")}
+    other = [name for name, value in facts.items() if value != getattr(known.embodiment, name)]
+    if (known.normalizer.clip is None) != (kind == "normal"):
+        other.append("normalisation")
+    if other:
+        raise UserError(
+            f"The checkpoint to start from knows the robot '{robot.name}' with other {', '.join(other)} than the data: "
+            f"describe the data's robot as the checkpoint has it with --robot, or start without --init."
+        )
+    return Robot(_joined(known.embodiment, robot), known.normalizer)
+
+
+def _joined(one: Embodiment, other: Embodiment) -> Embodiment:
+    """The second robot with the limits of both."""
+    low, high = np.minimum(one.action_low, other.action_low), np.maximum(one.action_high, other.action_high)
+    return replace(other, action_low=tuple(low.tolist()), action_high=tuple(high.tolist()))

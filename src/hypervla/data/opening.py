@@ -45,6 +45,8 @@ def _open_lerobot(name: str | Path, told: Told) -> EpisodeReader:
     from hypervla.data.hub import locate
     from hypervla.data.lerobot import LeRobotDataset
 
+    if told.rows is not None:
+        raise UserError(f"{name} is no RLDS dataset: --rows describes those; describe its robot with --robot.")
     root, features = locate(name), told.robot.features if told.robot else None
     reader = LeRobotDataset(root, features=features)
     robot = reader.embodiment if told.robot is None else told.robot.apply(reader.embodiment)
@@ -75,6 +77,8 @@ def _open_rlds(path: Path, told: Told) -> EpisodeReader:
         )
     name = RldsFolder(path).name
     own = oxe.read_rows(told.rows) if told.rows is not None else {}
+    if told.rows is not None and name not in own:
+        raise UserError(f"{told.rows} has rows for {', '.join(own) or 'nothing'}, but none for {name}: add one.")
     row = own.get(name) or oxe.row(name)
     return RldsDataset(path, row.seeing(*told.cameras) if told.cameras else row)
 
@@ -100,11 +104,12 @@ def open_mixture(words: Sequence[str | Path], *, named: str | None = None, told:
     """
     if named is None:
         pairs = [split_weight(str(word)) for word in words]
-        rows_tell = [is_rlds(Path(path)) and not all(is_rlds(Path(other)) for other, _ in pairs) for path, _ in pairs]
-        readers = [
-            open_dataset(path, replace(told, robot=None) if rlds else told)
-            for (path, _), rlds in zip(pairs, rows_tell, strict=True)
-        ]
+        kinds = [is_rlds(Path(path)) for path, _ in pairs]
+        if len(set(kinds)) == 2:  # each option speaks of the datasets of its kind
+            by_kind = {True: replace(told, robot=None), False: replace(told, rows=None)}
+        else:
+            by_kind = dict.fromkeys(kinds, told)
+        readers = [open_dataset(path, by_kind[kind]) for (path, _), kind in zip(pairs, kinds, strict=True)]
         return Mixture(readers, [weight for _, weight in pairs])
     from hypervla.data.oxe import mixture
 

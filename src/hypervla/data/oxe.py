@@ -83,11 +83,11 @@ class _Reader:
             "arm": (_all_words, "a list of columns"),
             "relabel": (_word, "a column of states"),
             "gripper": (_word, "a column"),
-            "gripper_rule": (lambda x: x in GRIPPER_RULES, " or ".join(GRIPPER_RULES)),
+            "gripper_rule": (lambda x: _word(x) and x in GRIPPER_RULES, " or ".join(GRIPPER_RULES)),
             "proprio": (_all_words, "a list of columns"),
             "language": (_word, "a feature"),
             "skip_first": (lambda x: isinstance(x, int) and not isinstance(x, bool) and x >= 0, "a number of steps"),
-            "action_kind": (lambda x: x in get_args(ActionKind), " or ".join(get_args(ActionKind))),
+            "action_kind": (lambda x: _word(x) and x in get_args(ActionKind), " or ".join(get_args(ActionKind))),
             "weights": (
                 lambda x: isinstance(x, dict) and all(_number(weight) and weight > 0 for weight in x.values()),
                 "mixture = a number above 0",

@@ -21,6 +21,7 @@ Everything is optional: what is left out is inferred from the data.
 from __future__ import annotations
 
 import json
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -76,6 +77,9 @@ class RobotFile:
             for name in (names, *sizes):
                 if len(getattr(robot, name)) != wanted:
                     raise UserError(f"{self.path} gives {len(getattr(robot, name))} {name}, but the data has {wanted}.")
+        low_high = zip(robot.action_low, robot.action_high, strict=True)
+        if any(low > high for low, high in low_high):
+            raise UserError(f"{self.path} gives an action_low above its action_high: exchange the two.")
         if robot.gripper is not None and not 0 <= robot.gripper.index < robot.action_size:
             raise UserError(
                 f"{self.path} says the gripper is entry {robot.gripper.index} of the action, but the action has "
@@ -109,31 +113,37 @@ def _check(path: Path, name: str, value: Any) -> None:
         raise refuse("a list of numbers")
     if name == "name" and not (isinstance(value, str) and value):
         raise refuse("a word")
-    if name == "control_hz" and not (isinstance(value, int | float) and value > 0):
+    if name == "control_hz" and not (_all([value], int | float) and float(value) > 0):
         raise refuse("a number above 0")
-    if name == "action_kind" and value not in get_args(ActionKind):
+    if name == "action_kind" and (not isinstance(value, str) or value not in get_args(ActionKind)):
         raise refuse(" or ".join(get_args(ActionKind)))
     if name == "gripper":
         row: Any = value if isinstance(value, dict) else {}
         fits = set(row) == {"index", "open", "closed"} and _all([row["open"], row["closed"]], int | float)
-        if not fits or not isinstance(row["index"], int):
+        if not fits or not _is(row["index"], int):
             raise refuse("{ index = …, open = …, closed = … }")
         if row["open"] == row["closed"]:
             raise refuse("different numbers for open and closed")
     if name == "features" and not (isinstance(value, dict) and _all(list(value.values()), str)):
         raise refuse("a table of feature names")
     if name == "cameras":
-        for row in value.values() if isinstance(value, dict) else [None]:
+        for row in value.values() if isinstance(value, dict) and value else [None]:
             if not isinstance(row, dict) or not set(row) <= CAMERA_KEYS:
                 raise refuse(f"a table for each camera with {', '.join(sorted(CAMERA_KEYS))}")
             if "crop" in row and not (_all(row["crop"], int) and len(row["crop"]) == 4):
                 raise refuse("crop = [top, left, height, width] in pixels")
-            if row.get("flip", "none") not in FLIPS:
+            flip = row.get("flip", "none")
+            if not isinstance(flip, str) or flip not in FLIPS:
                 raise refuse(f"flip = {' or '.join(FLIPS)}")
 
 
+def _is(value: Any, kind: Any) -> bool:
+    """Whether a value is of this kind; numbers are finite, and booleans none."""
+    return isinstance(value, kind) and not isinstance(value, bool) and (isinstance(value, str) or math.isfinite(value))
+
+
 def _all(values: Any, kind: Any) -> bool:
-    return isinstance(values, list) and all(isinstance(value, kind) and not isinstance(value, bool) for value in values)
+    return isinstance(values, list) and all(_is(value, kind) for value in values)
 
 
 def _camera(camera: Camera, row: Mapping[str, Any], path: Path) -> Camera:
@@ -149,19 +159,29 @@ def _camera(camera: Camera, row: Mapping[str, Any], path: Path) -> Camera:
     return replace(camera, crop=crop, flip=row.get("flip", camera.flip))
 
 
-def write_robot(path: Path, robot: Embodiment) -> None:
-    """The robot as a TOML file that `read_robot` reads."""
+def write_robot(path: Path, robot: Embodiment, features: Mapping[str, str] | None = None) -> None:
+    """The robot as a TOML file that `read_robot` reads; `features` are our names of the data's, where they differ."""
+    features = dict(features or {})
     lines = ["# The robot as it was inferred from the data. Correct it and pass the file with --robot."]
-    lines += [f"name = {json.dumps(robot.name)}", f"control_hz = {robot.control_hz}"]
-    lines += [f"action_kind = {json.dumps(robot.action_kind)}"]
-    lines += [f"{name} = {json.dumps(list(getattr(robot, name)))}" for name in LISTS]
+    lines += [f"name = {_text(robot.name)}", f"control_hz = {robot.control_hz}"]
+    lines += [f"action_kind = {_text(robot.action_kind)}"]
+    lines += [f"{name} = {_text(list(getattr(robot, name)))}" for name in LISTS]
     if robot.gripper is None:
         lines += ["# gripper = { index = 6, open = 1.0, closed = 0.0 }   # which entry of the action, and its commands"]
     else:
         grip = robot.gripper
         lines += [f"gripper = {{ index = {grip.index}, open = {grip.open}, closed = {grip.closed} }}"]
     for camera in robot.cameras:
-        lines += ["", f"[cameras.{json.dumps(camera.name)}]  # {camera.height}×{camera.width}"]
-        lines += [f"crop = {json.dumps(list(camera.crop))}"] if camera.crop else []
-        lines += [f"flip = {json.dumps(camera.flip)}"]
+        lines += ["", f"[cameras.{_text(camera.name)}]  # {camera.height}×{camera.width}"]
+        if theirs := features.pop(IMAGES + camera.name, None):
+            lines += [f"feature = {_text(theirs)}"]
+        lines += [f"crop = {_text(list(camera.crop))}"] if camera.crop else []
+        lines += [f"flip = {_text(camera.flip)}"]
+    if features:
+        lines += ["", "[features]", *(f"{_text(ours)} = {_text(theirs)}" for ours, theirs in features.items())]
     write_atomically(path, ("\n".join(lines) + "\n").encode())
+
+
+def _text(value: Any) -> str:
+    """As TOML, which for text, numbers and lists of them is JSON."""
+    return json.dumps(value, ensure_ascii=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import signal
 import sys
 import threading
@@ -127,6 +129,7 @@ class Run:
         """Loss of the present weights on episodes kept from training, without touching the random state."""
         random = torch.get_rng_state()
         contexts = self.recipe.batch_contexts
+        torch.manual_seed(0)  # the same contexts lose their image each time, so that two losses can be compared
         held_back = (to_tensors(self.validation.batch(i, contexts)) for i in range(VALIDATION_BATCHES))
         with self.autocast():
             losses = [self.model.loss(batch.to(self.device)) for batch in held_back]
@@ -163,6 +166,8 @@ def prepare(recipe: Recipe, mixture: Mixture, out: Path, resume: bool, initial: 
     exists = (out / resuming.FOLDER).exists() or (out / checkpoint.CARD).exists()
     if exists and not resume:
         raise UserError(f"{out} already holds a run: continue it with --resume, or choose another --out.")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file: choose a folder for the run with --out.")
     start = None if initial is None else checkpoint.read_card(initial)
     known = {} if start is None else {name: Robot.from_json(robot) for name, robot in start.robots.items()}
     robots = mixture.robots(recipe.sampling.normalisation, known)
@@ -200,6 +205,7 @@ def prepare(recipe: Recipe, mixture: Mixture, out: Path, resume: bool, initial: 
         identity={
             "recipe": recipe_to_json(recipe),
             "dataset": "+".join(f"{row['digest']}:{row['weight']:g}" for row in datasets),
+            "conventions": conventions(mixture),
             "statistics": {name: robot.normalizer.digest for name, robot in robots.items()},
             "initial": None if start is None else start.digest,
         },
@@ -207,12 +213,20 @@ def prepare(recipe: Recipe, mixture: Mixture, out: Path, resume: bool, initial: 
     )
     if resume:
         run.step = resuming.load(out, model, run.average, run.optimizer, run.identity)
+        if run.step >= recipe.steps:
+            print(f"{out} is at step {run.step} of {recipe.steps} already: nothing is left to do.")
     if recipe.trace:
         model.loss_of_tensors = torch.compile(model.loss_of_tensors)
     out.mkdir(parents=True, exist_ok=True)
     for name, robot in robots.items():
-        write_robot(out / "robots" / f"{quote(name, safe='')}.toml", robot.embodiment)
+        write_robot(out / "robots" / f"{quote(name, safe='')}.toml", robot.embodiment, mixture.features(name))
     return run
+
+
+def conventions(mixture: Mixture) -> str:
+    """sha256 of how the data is seen and spoken of: cameras and their views, grippers, paraphrases."""
+    facts = [[reader.embodiment.to_json(), dict(reader.paraphrases)] for reader in mixture.readers]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def recipe_to_json(recipe: Recipe) -> dict[str, Any]:
