@@ -107,6 +107,10 @@ def test_a_device_that_is_not_there_is_refused(tmp_path: Path, capsys: pytest.Ca
     assert "cpu" in ends_in_one_line(capsys, *words, "cuda:99")
 
 
+def test_training_wants_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--data FOLDER" in ends_in_one_line(capsys, "train", "small", "--out", str(tmp_path / "run"))
+
+
 def test_record_wants_a_suite_or_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--suite" in ends_in_one_line(capsys, "record", "--out", str(tmp_path))
     both = ["--suite", "metaworld-mt10", "--task", "reach-v3"]

@@ -73,3 +73,8 @@ def test_a_run_with_workers_resumes_as_one_without(uninterrupted: Path, recipe, 
     name = "model.safetensors"
     assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert (tmp_path / "run" / name).read_bytes() == (uninterrupted / name).read_bytes()
+
+
+def test_fewer_workers_than_none_are_refused() -> None:
+    with pytest.raises(UserError, match="0 or more worker processes, but -1 came"), batches(stream(), 4, range(2), -1):
+        pass

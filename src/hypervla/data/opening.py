@@ -102,6 +102,8 @@ def open_mixture(words: Sequence[str | Path], *, named: str | None = None, told:
 
     Raises UserError naming what is missing.
     """
+    if not words:
+        raise UserError("Say which data to train on: --data FOLDER, once or several times.")
     if named is None:
         pairs = [split_weight(str(word)) for word in words]
         kinds = [is_rlds(Path(path)) for path, _ in pairs]

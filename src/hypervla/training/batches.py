@@ -50,6 +50,8 @@ class _Steps(Dataset[Any]):
 @contextmanager
 def batches(stream: SampleStream, contexts: int, steps: Sequence[int], workers: int) -> Iterator[Iterator[Batch]]:
     """The batches of these steps in order. Raises UserError for damaged data, wherever it was found."""
+    if workers < 0:
+        raise UserError(f"Batches are made by 0 or more worker processes, but {workers} came.")
     source = _Steps(stream, contexts)
     if workers == 0:
         yield map(_whole, (source[step] for step in steps))
