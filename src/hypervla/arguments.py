@@ -66,14 +66,6 @@ def choose_one(yes: str, said: bool, no: str, denied: bool) -> bool | None:
     return said if said or denied else None
 
 
-def check_recipe(name: str) -> None:
-    """Raises UserError naming near matches when there is no such recipe."""
-    from hypervla.training.recipe import RECIPES
-
-    if name not in RECIPES:
-        raise unknown(name, RECIPES, "recipe")
-
-
 def override(recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
     """The recipe with the fields that were given on the command line; None means not given."""
     assert set(given) <= set(OVERRIDABLE)

@@ -143,18 +143,18 @@ def train(
         trace: Compile the training step with torch.compile, whatever the recipe says.
         no_trace: Run eagerly, whatever the recipe says.
     """
-    from hypervla.arguments import check_device, check_recipe, choose_one, find_checkpoint, override
+    from hypervla.arguments import check_device, choose_one, find_checkpoint, override
     from hypervla.data.opening import open_mixture
     from hypervla.display import show_mixture
+    from hypervla.training.recipe import recipe as find_recipe
 
     traced = choose_one("--trace", trace, "--no-trace", no_trace)
-    check_recipe(recipe)
+    find_recipe(recipe)  # an unknown name is refused before any data is read
     start = None if initial is None else find_checkpoint(initial)
     options = {"resume": resume, "device": check_device(device), "workers": workers}
     datasets = open_mixture(data, named=mixture, told=told(robot, rows, cameras, paraphrases))
     show_mixture(datasets)
     from hypervla.training.loop import train as train_recipe
-    from hypervla.training.recipe import recipe as find_recipe
 
     changes = {"steps": steps, "batch_contexts": batch_contexts, "seed": seed, "trace": traced}
     chosen = override(find_recipe(recipe, datasets.readers[0].embodiment), changes)

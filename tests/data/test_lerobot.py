@@ -49,7 +49,7 @@ def test_what_is_read_is_what_was_written(dataset: LeRobotDataset) -> None:
 
 def test_every_frame_is_the_frame_of_its_number(dataset: LeRobotDataset) -> None:
     numbers = [number_in(image) for index in (2, 0, 3, 1) for image in dataset.episode(index).images["top"]]
-    wanted = [frame for index in (2, 0, 3, 1) for frame in range(*dataset.episode_starts[index : index + 2])]
+    wanted = [frame for index in (2, 0, 3, 1) for frame in range(*dataset.starts[index : index + 2])]
     assert numbers == wanted
 
 

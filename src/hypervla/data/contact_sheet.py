@@ -21,7 +21,7 @@ def contact_sheet(reader: EpisodeReader, path: Path) -> None:
     Episodes are spread over the different instructions. Raises UserError for a file name that is no picture's.
     """
     if path.suffix.lower() != ".png":
-        raise UserError(f"The contact sheet is a PNG picture, but the file to write is '{path}': name it …{'.png'}.")
+        raise UserError(f"The contact sheet is a PNG picture, but the file to write is '{path}': name it ….png.")
     cameras = reader.embodiment.cameras
     if not cameras:
         raise UserError(f"{reader.name} has no camera to show.")
@@ -38,9 +38,7 @@ def contact_sheet(reader: EpisodeReader, path: Path) -> None:
         for c, camera in enumerate(cameras):
             for f, image in enumerate(reader.images(camera.name, rows)):
                 x = GAP + (c * FRAMES + f) * (SIZE + GAP)
-                sheet.paste(
-                    Image.fromarray(resize(np.ascontiguousarray(camera.view(image)), SIZE)), (x, y * row + LINE)
-                )
+                sheet.paste(Image.fromarray(resize(camera.view(image), SIZE)), (x, y * row + LINE))
     data = io.BytesIO()
     sheet.save(data, "PNG")
     write_atomically(path, data.getvalue())

@@ -116,10 +116,6 @@ class LeRobotDataset:
         return int(self.starts[-1])
 
     @property
-    def episode_starts(self) -> Int64[np.ndarray, " starts"]:
-        return self.starts
-
-    @property
     def digest(self) -> str:
         """sha256 over the names and contents of all metadata, parquet and video files.
 

@@ -46,10 +46,7 @@ class Mixture:
         for reader in self.readers:
             robot = reader.embodiment
             known = found.setdefault(robot.name, robot)
-            other = [
-                name for name, value in vars(robot).items() if name not in LIMITS and value != getattr(known, name)
-            ]
-            if other:
+            if other := _differences(known, robot, LIMITS):
                 raise UserError(
                     f"{reader.name} comes from the robot '{robot.name}', like another dataset of the mixture, but they "
                     f"differ in {', '.join(other)}: describe the robot in a TOML file and pass --robot."
@@ -103,8 +100,7 @@ class Mixture:
 
 def _same(known: Robot, robot: Embodiment, kind: Normalisation) -> Robot:
     """The robot of the data with the statistics that are known of it."""
-    facts = {name: value for name, value in vars(robot).items() if name not in (*LIMITS, "action_kind")}
-    other = [name for name, value in facts.items() if value != getattr(known.embodiment, name)]
+    other = _differences(known.embodiment, robot, (*LIMITS, "action_kind"))
     if (known.normalizer.clip is None) != (kind == "normal"):
         other.append("normalisation")
     if other:
@@ -113,6 +109,11 @@ def _same(known: Robot, robot: Embodiment, kind: Normalisation) -> Robot:
             f"describe the data's robot as the checkpoint has it with --robot, or start without --init."
         )
     return Robot(_joined(known.embodiment, robot), known.normalizer)
+
+
+def _differences(one: Embodiment, other: Embodiment, leaving_out: Sequence[str]) -> list[str]:
+    """The names of what differs between two robots."""
+    return [name for name, value in vars(other).items() if name not in leaving_out and value != getattr(one, name)]
 
 
 def _joined(one: Embodiment, other: Embodiment) -> Embodiment:

@@ -59,11 +59,7 @@ def batches(stream: SampleStream, contexts: int, steps: Sequence[int], workers: 
     # Of its own generator the loader draws seeds that nobody uses; PyTorch's global one would go on by one for it.
     options: dict[str, Any] = {"prefetch_factor": 2, "worker_init_fn": _quiet, "generator": torch.Generator()}
     loader = DataLoader(source, batch_size=None, sampler=list(steps), num_workers=workers, **options)
-    iterator = iter(loader)
-    try:
-        yield map(_whole, iterator)
-    finally:
-        del iterator
+    yield map(_whole, iter(loader))
 
 
 def _whole(batch: Batch | UserError) -> Batch:
