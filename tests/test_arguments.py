@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hypervla import arguments
+from hypervla import arguments, checkpoint
 from hypervla.contracts import UserError
 from hypervla.embodiment import WIDOWX, Camera
-from hypervla.models import checkpoint
-from hypervla.training.recipe import recipe
+from hypervla.training.recipes import recipe
 
 ROBOT = replace(WIDOWX, cameras=(Camera("front", height=4, width=6),))
 TWO_CAMERAS = replace(WIDOWX, cameras=(Camera("front", height=4, width=6), Camera("wrist", height=2, width=2)))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hypervla.models.checkpoint import EMBEDDED, shipped
+from hypervla.checkpoint import EMBEDDED, shipped
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hypervla.models.checkpoint import EMBEDDED, WEIGHTS, read_card, shipped
-from hypervla.training.recipe import recipe
+from hypervla.checkpoint import EMBEDDED, WEIGHTS, read_card, shipped
+from hypervla.training.recipes import recipe
 
 pytestmark = pytest.mark.skipif(EMBEDDED not in shipped(), reason="no checkpoint is shipped")
 

@@ -8,16 +8,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from hypervla import checkpoint
 from hypervla.contracts import Observation
 from hypervla.data.normalize import Normalizer, Robot
 from hypervla.data.record import record
 from hypervla.data.stream import Sampling
 from hypervla.embodiment import Camera, Embodiment
-from hypervla.models import checkpoint
 from hypervla.models.action_head import ReleasedHead
 from hypervla.models.backbones import ConvNet, DinoV2, InstructionEncoder
 from hypervla.models.hypernetwork import HypernetworkConfig
-from hypervla.models.hypervla import Batch, HyperVLA, HyperVLAConfig, PolicyConfig
+from hypervla.models.hypervla import HyperVLA, HyperVLAConfig, PolicyConfig
+from hypervla.models.interface import Batch
 from hypervla.training.optimizer import OptimizerConfig
 from hypervla.training.recipe import Recipe
 from tests.fakes import POINT, SAYINGS, make_point_world
@@ -93,7 +94,7 @@ def paper_shaped(text: Path, vision: Path, **changes) -> HyperVLAConfig:
 def recipe(model: HyperVLAConfig, **changes) -> Recipe:
     """Twelve steps that pass through warm-up, the moving average and the schedule's tail."""
     optimizer = OptimizerConfig(
-        hypernetwork_rate=1e-2, backbone_rate=1e-2, warmup=3, schedule="linear tail", ema_decay=0.9, ema_start=5
+        rate=1e-2, backbone_rate=1e-2, warmup=3, schedule="linear tail", ema_decay=0.9, ema_start=5
     )
     complete = Recipe(
         name="tiny",
@@ -135,14 +136,15 @@ def random_batch(config: HyperVLAConfig, contexts: int = 3, frames: int = 2, see
     def images(*lead: int) -> torch.Tensor:
         return torch.randint(256, (*lead, config.cameras, size, size, 3), dtype=torch.uint8, generator=random)
 
-    actions = torch.randn(contexts, frames, head.horizon, head.action_size, generator=random)
+    actions = torch.randn(contexts, frames, 1, head.horizon, head.action_size, generator=random)
     if isinstance(head, ReleasedHead):
         actions[..., head.gripper_index] = (actions[..., head.gripper_index] > 0).float()
     return Batch(
         instructions=[INSTRUCTIONS[i % len(INSTRUCTIONS)] for i in range(contexts)],
         initial_images=images(contexts),
-        images=images(contexts, frames),
-        proprio=torch.randn(contexts, frames, proprio, generator=random) if proprio else None,
+        images=images(contexts, frames, 1),
+        timestep_mask=torch.ones(contexts, frames, 1, dtype=torch.bool),
+        proprio=torch.randn(contexts, frames, 1, proprio, generator=random) if proprio else None,
         actions=actions,
         mask=torch.ones_like(actions, dtype=torch.bool),
     )

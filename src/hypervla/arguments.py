@@ -13,7 +13,7 @@ from hypervla.contracts import Image, UserError
 from hypervla.embodiment import Embodiment
 
 if TYPE_CHECKING:
-    from hypervla.models.hypervla import HyperVLAConfig
+    from hypervla.models.interface import ModelConfig
     from hypervla.training.recipe import Recipe
 
 OVERRIDABLE = ("steps", "batch_contexts", "seed", "trace")
@@ -31,7 +31,7 @@ def unknown(name: str, known: Iterable[str], what: str) -> UserError:
 
 def find_checkpoint(name: str) -> Path:
     """The folder of a checkpoint, given as a path, the name of a shipped one, `embedded`, or a hub id."""
-    from hypervla.models.checkpoint import locate
+    from hypervla.checkpoint import locate
 
     return locate(name)
 
@@ -40,17 +40,17 @@ def driver_options(checkpoint: str | None) -> dict[str, Any]:
     """What `record` needs to know of the checkpoint that drives the first steps of each episode, if one does."""
     if checkpoint is None:
         return {}
+    from hypervla.checkpoint import read_card
     from hypervla.evaluation.driver import PolicyDriver
-    from hypervla.models.checkpoint import read_card
 
     path = find_checkpoint(checkpoint)
     return {"make_driver": partial(PolicyDriver, path), "driver": read_card(path).digest}
 
 
-def find_model(name: str) -> HyperVLAConfig:
+def find_model(name: str) -> ModelConfig:
     """The model of a recipe or of a checkpoint. Raises UserError when there is neither."""
-    from hypervla.models.checkpoint import locate, read_card, shipped
-    from hypervla.training.recipe import RECIPES
+    from hypervla.checkpoint import locate, read_card, shipped
+    from hypervla.training.recipes import RECIPES
 
     if name in RECIPES:
         return RECIPES[name]().model

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from rich.table import Table
-from torch import nn
 
-from hypervla.models.hypervla import HyperVLA, HyperVLAConfig
+from hypervla.models.hypervla import HyperVLA
+from hypervla.models.interface import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -32,44 +33,53 @@ FIGURES = (
 )
 
 
-def describe(config: HyperVLAConfig) -> dict[str, int]:
-    """Parameters and FLOPs per control step (2 per multiply-add, one observation, weights already generated).
+def describe(config: ModelConfig) -> dict[str, Any]:
+    """Parameters and FLOPs per control step (2 per multiply-add, one observation, weights already generated), and the
+    parameters of the model's own parts.
 
     Nothing is downloaded: the model is built without storage.
     """
     with torch.device("meta"):
-        model = HyperVLA(config, pretrained=False)
-    generated, backbone = model.policy.layout.size, _size(model.backbone)
-    context_backbone = _size(model.context_backbone) if model.context_backbone is not None else 0
-    hypernetwork, text = _size(model.hypernetwork), _size(model.instruction_encoder)
+        model = config.build(pretrained=False)
+    parts = dict(model.parts())
     return {
-        "generated": generated,
-        "hypernetwork": hypernetwork,
-        "backbone": backbone,
-        "instruction_encoder": text,
-        "activated": backbone + generated,
-        "total": backbone + context_backbone + hypernetwork + text,
+        "generated": model.policy.layout.size if isinstance(model, HyperVLA) else 0,
+        "hypernetwork": parts.get("hypernetwork", 0),
+        "backbone": parts.get("backbone", 0),
+        "instruction_encoder": parts.get("instruction_encoder", 0),
+        "activated": model.activated(),
+        "total": sum(parts.values()),
         "flops_per_step": flops_per_step(model),
+        "parts": parts,
     }
 
 
-def flops_per_step(model: HyperVLA) -> int:
-    """What one control step computes: backbone and base policy on one observation. The model lives on `meta`."""
+def flops_per_step(model: Any) -> int:
+    """What one control step computes on one observation. The model lives on `meta`."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    config = model.config
-    size = config.backbone.image_size
-    images = torch.empty(1, 1, config.cameras, size, size, 3, dtype=torch.uint8, device="meta")
-    proprio = torch.empty(1, 1, config.policy.proprio_size, device="meta") if config.policy.proprio_size else None
-    weights = torch.empty(1, model.policy.layout.size, device="meta")
+    model.requires_grad_(False)
     # The written-out attention: counters skip some fused kernels (spec 1.10, point 8).
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-        model.policy(weights, model.tokens(images), proprio)
+        if isinstance(model, HyperVLA):
+            _act(model)
+        else:
+            model.infer(*model.example(1))
     return counter.get_total_flops()
 
 
-def table(name: str, config: HyperVLAConfig) -> Table:
+def _act(model: HyperVLA) -> None:
+    """One control step of a compiled task policy: backbone and base policy."""
+    config = model.config
+    size = config.image_size
+    images = torch.empty(1, 1, config.cameras, size, size, 3, dtype=torch.uint8, device="meta")
+    proprio = torch.empty(1, 1, config.proprio_size, device="meta") if config.proprio_size else None
+    weights = torch.empty(1, model.policy.layout.size, device="meta")
+    model.policy.act(model.policy.layout.split(weights), model.tokens(images), proprio)
+
+
+def table(name: str, config: ModelConfig) -> Table:
     """The counts; for the paper's model beside the published figures, with one line on each difference."""
     counts, published = describe(config), name == "paper"
     shown = Table(title=f"{name}: sizes and cost")
@@ -81,8 +91,7 @@ def table(name: str, config: HyperVLAConfig) -> Table:
     for figure in FIGURES:
         row = [f"{figure.meaning} ({figure.key})", f"{counts[figure.key]:,}"]
         shown.add_row(*row, *([figure.paper, figure.difference] if published else []))
+    for part, count in counts["parts"].items():
+        if part not in counts:
+            shown.add_row(f"of all parameters: {part.replace('_', ' ')}", f"{count:,}")
     return shown
-
-
-def _size(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())

@@ -146,7 +146,7 @@ def train(
     from hypervla.arguments import check_device, choose_one, find_checkpoint, override
     from hypervla.data.opening import open_mixture
     from hypervla.display import show_mixture
-    from hypervla.training.recipe import recipe as find_recipe
+    from hypervla.training.recipes import recipe as find_recipe
 
     traced = choose_one("--trace", trace, "--no-trace", no_trace)
     find_recipe(recipe)  # an unknown name is refused before any data is read
@@ -184,9 +184,9 @@ def compile_(
         robot: Which of the robots the checkpoint was trained on, when there are several.
     """
     from hypervla.arguments import check_device, find_checkpoint, read_images
-    from hypervla.runtime.compiler import load
+    from hypervla.runtime.compiler import load_compiler
 
-    compiler = load(find_checkpoint(checkpoint), check_device(device), robot)
+    compiler = load_compiler(find_checkpoint(checkpoint), check_device(device), robot)
     policy = compiler.compile(instruction, read_images(image, compiler.embodiment))
     out.parent.mkdir(parents=True, exist_ok=True)
     policy.save(out)

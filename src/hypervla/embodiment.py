@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from hypervla.contracts import ActionChunk, Observation, UserError
+from hypervla.contracts import ActionChunk, Image, Observation, UserError
 
 Flip = Literal["none", "vertical", "horizontal", "both"]
 FLIPS: Mapping[Flip, tuple[int, int]] = {"none": (1, 1), "vertical": (-1, 1), "horizontal": (1, -1), "both": (-1, -1)}
@@ -105,6 +105,15 @@ class Embodiment:
                 f"resize the image or convert it to uint8 RGB."
             )
         return image
+
+    def by_camera(self, images: Image | Mapping[str, Image]) -> Mapping[str, Image]:
+        """Images by camera name; one without a name is the only camera's. Raises UserError when there are several."""
+        if isinstance(images, Mapping):
+            return images
+        if len(self.cameras) != 1:
+            names = [camera.name for camera in self.cameras]
+            raise UserError(f"{self.name} has several cameras: pass the images by name, {names}.")
+        return {self.cameras[0].name: images}
 
     def check_observation(self, observation: Observation, *, needs_proprio: bool) -> None:
         """Refuse an observation this robot cannot have made. Raises UserError."""

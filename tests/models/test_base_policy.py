@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from hypervla.contracts import WeightSpec
 from hypervla.models.action_head import ReleasedHead
 from hypervla.models.base_policy import BasePolicy, action_token_mask
-from hypervla.models.hypernetwork import initial_weight
+from hypervla.models.generated import initial_weight, linear
 from hypervla.models.layers import attention
 
 HEAD = ReleasedHead(horizon=2, action_size=3, gripper_index=2)
@@ -82,12 +82,19 @@ def inputs(shape: BasePolicy, count: int = 3, frames: int = 2) -> tuple[Tensor, 
     return flat, tokens, proprio
 
 
+def outputs(shape: BasePolicy, flat: Tensor, tokens: Tensor, proprio: Tensor | None) -> Tensor:
+    """The head's linear maps of the features: what comes before any squashing."""
+    weights = shape.layout.split(flat)
+    features = shape.features(weights, tokens, proprio)
+    return torch.cat([linear(weights, part, features) for part in ("head.arm", "head.gripper")], -1)
+
+
 @shapes
 @pytest.mark.parametrize("mode", [nullcontext, torch.no_grad], ids=["with gradients", "without gradients"])
 def test_it_equals_a_plain_torch_module_of_the_same_weights(shape: BasePolicy, mode) -> None:
     flat, tokens, proprio = inputs(shape)
     with mode():
-        together = shape(flat, tokens, proprio)
+        together = outputs(shape, flat, tokens, proprio)
         for n, f in ((0, 0), (2, 1)):
             plain = PlainPolicy(shape, shape.layout.split(flat[n]))
             alone = plain(tokens[n, f], None if proprio is None else proprio[n, f])
@@ -98,23 +105,24 @@ def test_it_equals_a_plain_torch_module_of_the_same_weights(shape: BasePolicy, m
 def test_many_tasks_at_once_equal_one_by_one(shape: BasePolicy) -> None:
     flat, tokens, proprio = inputs(shape, count=5)
     one_by_one = [
-        shape(flat[n : n + 1], tokens[n : n + 1], None if proprio is None else proprio[n : n + 1]) for n in range(5)
+        outputs(shape, flat[n : n + 1], tokens[n : n + 1], None if proprio is None else proprio[n : n + 1])
+        for n in range(5)
     ]
-    torch.testing.assert_close(shape(flat, tokens, proprio), torch.cat(one_by_one), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(outputs(shape, flat, tokens, proprio), torch.cat(one_by_one), rtol=1e-5, atol=1e-5)
 
 
 @shapes
 def test_a_frame_is_read_by_itself(shape: BasePolicy) -> None:
     flat, tokens, proprio = inputs(shape)
-    second = shape(flat, tokens[:, 1:], None if proprio is None else proprio[:, 1:])
-    torch.testing.assert_close(shape(flat, tokens, proprio)[:, 1:], second, rtol=1e-5, atol=1e-5)
+    second = outputs(shape, flat, tokens[:, 1:], None if proprio is None else proprio[:, 1:])
+    torch.testing.assert_close(outputs(shape, flat, tokens, proprio)[:, 1:], second, rtol=1e-5, atol=1e-5)
 
 
 @shapes
 def test_every_weight_and_every_input_matters(shape: BasePolicy) -> None:
     flat, tokens, proprio = inputs(shape, count=1, frames=1)
     wanted = [x.requires_grad_() for x in (flat, tokens, proprio) if x is not None]
-    shape(flat, tokens, proprio).square().sum().backward()
+    outputs(shape, flat, tokens, proprio).square().sum().backward()
     still = {name for name, gradient in shape.layout.split(flat.grad[0]).items() if not gradient.any()}
     assert still == set()
     assert all(x.grad.any() for x in wanted)
@@ -155,7 +163,7 @@ def test_an_ordinary_initialisation_keeps_the_outputs_of_order_one(layers: int) 
     shape = BasePolicy(width=64, layers=layers, heads=4, mlp=128, token_width=64, tokens=16, proprio_size=0, head=HEAD)
     torch.manual_seed(0)
     flat = torch.cat([initial_weight(spec).flatten() for spec in shape.layout.specs])[None]
-    raw = shape(flat, torch.randn(1, 64, 16, 64), None)
+    raw = outputs(shape, flat, torch.randn(1, 64, 16, 64), None)
     assert 0.3 < float(raw.square().mean().sqrt()) < 3
 
 

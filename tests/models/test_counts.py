@@ -11,7 +11,7 @@ import torch
 
 from hypervla.models.action_head import LinearHead
 from hypervla.models.hypervla import HyperVLA
-from hypervla.training.recipe import metaworld_small, paper
+from hypervla.training.recipes import metaworld_small, paper
 
 LAYER = {
     **{f"LayerNorm_{i}/{name}": (64,) for i in (0, 1) for name in ("scale", "bias")},

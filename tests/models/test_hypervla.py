@@ -40,6 +40,7 @@ def test_frames_of_one_context_cost_what_they_cost_in_contexts_of_their_own(mode
         proprio=None if together.proprio is None else together.proprio.flatten(0, 1).unsqueeze(1),
         actions=together.actions.flatten(0, 1).unsqueeze(1),
         mask=together.mask.flatten(0, 1).unsqueeze(1),
+        timestep_mask=together.timestep_mask.flatten(0, 1).unsqueeze(1),
     )
     torch.testing.assert_close(model.loss(together), model.loss(alone), rtol=1e-5, atol=1e-6)
 
@@ -81,9 +82,9 @@ def test_training_moves_all_but_the_frozen_encoders(model: HyperVLA) -> None:
 def test_masked_actions_change_nothing(model: HyperVLA) -> None:
     batch = tiny.random_batch(model.config)
     mask = batch.mask.clone()
-    mask[:, :, 1:] = False
+    mask[:, :, :, 1:] = False
     other = batch.actions.clone()
-    other[:, :, 1:] = 0.5
+    other[:, :, :, 1:] = 0.5
     kept = model.loss(replace(batch, mask=mask))
     assert torch.equal(model.loss(replace(batch, mask=mask, actions=other)), kept)
     assert not torch.equal(model.loss(replace(batch, actions=other)), kept)
@@ -112,9 +113,9 @@ def test_context_images_are_dropped_as_often_as_asked(text_folder: Path, share: 
 def test_several_cameras_and_either_head_train(config: HyperVLAConfig) -> None:
     config = replace(config, cameras=2, head=LinearHead(horizon=2, action_size=3))
     model, batch = tiny.seeded(HyperVLA, config), tiny.random_batch(config)
-    swapped = replace(batch, images=batch.images.flip(2))
+    swapped = replace(batch, images=batch.images.flip(3))
     assert model.policy.tokens == 2 * config.backbone.tokens
-    assert model.tokens(batch.images).shape[2] == model.policy.tokens
+    assert model.tokens(batch.images[:, :, 0]).shape[2] == model.policy.tokens
     assert not torch.equal(model.loss(batch), model.loss(swapped))
     model.loss(batch).backward()
     assert model.hypernetwork.image_position.grad[1].any()

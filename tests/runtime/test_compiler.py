@@ -12,9 +12,9 @@ from tests import tiny
 from tests.fakes import POINT
 
 import hypervla
+from hypervla import checkpoint
 from hypervla.contracts import MAX_INSTRUCTION_CHARACTERS, Policy, TaskContext, UserError
 from hypervla.data.normalize import Robot
-from hypervla.models import checkpoint
 from hypervla.runtime.compiler import Compiler, load
 from hypervla.runtime.task_policy import preprocess
 

@@ -16,9 +16,9 @@ from safetensors.numpy import load_file
 from tests import tiny
 from tests.fakes import POINT
 
+from hypervla import checkpoint
 from hypervla.contracts import Observation, UserError
 from hypervla.data.normalize import Robot
-from hypervla.models import checkpoint
 from hypervla.runtime.compiler import Compiler, load
 from hypervla.runtime.engines import TorchEngine
 from hypervla.runtime.task_policy import Engine, Prediction, TaskPolicy, from_bytes, preprocess, stack, to_bytes
@@ -49,8 +49,8 @@ def test_acting_is_the_models_own_forward_pass(compiler: Compiler, policy: TaskP
     images = torch.from_numpy(preprocess(seen.images, POINT, 24))[None]
     first = torch.from_numpy(preprocess(tiny.observation().images, POINT, 24))[None]
     proprio = torch.from_numpy(tiny.NORMALIZER.forward_proprio(seen.proprio))[None, None]
-    raw = model.policy(model.generate([SENTENCE], first), model.tokens(images[None]), proprio)
-    normalised = model.config.head.decode(raw)[0, 0].numpy()
+    weights = model.policy.layout.split(model.generate([SENTENCE], first))
+    normalised = model.policy.act(weights, model.tokens(images[None]), proprio)[0, 0].numpy()
     wanted = np.clip(tiny.NORMALIZER.inverse_actions(normalised), POINT.action_low, POINT.action_high)
     np.testing.assert_allclose(actions(policy), wanted, rtol=1e-5, atol=1e-6)
 

@@ -15,10 +15,10 @@ from tests import tiny
 from tests.fakes import POINT, make_point_world
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from hypervla import checkpoint
 from hypervla.contracts import UserError
 from hypervla.data.record import record
 from hypervla.embodiment import Embodiment
-from hypervla.models import checkpoint
 from hypervla.models.action_head import ReleasedHead
 from hypervla.training.loop import train
 from hypervla.training.metrics import LOG
@@ -54,7 +54,7 @@ def test_the_checkpoint_holds_the_average_and_where_it_came_from(uninterrupted: 
 def test_a_run_may_start_from_a_checkpoint_and_keeps_its_statistics(
     uninterrupted: Path, recipe: Recipe, point_data: Path, tmp_path: Path
 ) -> None:
-    still = replace(recipe, steps=1, optimizer=replace(recipe.optimizer, hypernetwork_rate=0.0, backbone_rate=0.0))
+    still = replace(recipe, steps=1, optimizer=replace(recipe.optimizer, rate=0.0, backbone_rate=0.0))
     train(still, [point_data, point_data], tmp_path / "next", initial=uninterrupted)
     assert weights(tmp_path / "next") == weights(uninterrupted)
     before, after = checkpoint.read_card(uninterrupted), checkpoint.read_card(tmp_path / "next")
@@ -121,7 +121,7 @@ def test_a_paper_shaped_model_trains_in_bfloat16(
         point_data,
         tmp_path / "out",
     )
-    trained, before = checkpoint.load(tmp_path / "out")[0], tiny.seeded(checkpoint.HyperVLA, model)
+    trained, before = checkpoint.load(tmp_path / "out")[0], tiny.seeded(model.build)
     frozen = trained.context_backbone.state_dict()
     assert all(torch.equal(frozen[name], value) for name, value in before.context_backbone.state_dict().items())
     assert not torch.equal(trained.backbone.model.layernorm.weight, before.backbone.model.layernorm.weight)
@@ -148,7 +148,7 @@ def test_gradients_are_clipped_all_together(recipe: Recipe, point_data: Path, tm
 def test_the_first_step_has_rate_zero(recipe: Recipe, point_data: Path, tmp_path: Path) -> None:
     train(replace(recipe, steps=1, checkpoint_dtype="float32"), point_data, tmp_path / "out")
     torch.manual_seed(recipe.seed)
-    fresh = checkpoint.HyperVLA(recipe.model).trained_parameters()
+    fresh = recipe.model.build().trained_parameters()
     saved = load_file(tmp_path / "out" / checkpoint.WEIGHTS)
     assert all(torch.equal(saved[name], parameter) for name, parameter in fresh.items())
 
@@ -197,7 +197,7 @@ def test_a_folder_without_data_is_refused(recipe: Recipe, tmp_path: Path) -> Non
 
 
 def test_a_loss_that_is_no_number_stops_the_run_before_it_is_saved(recipe, point_data: Path, tmp_path: Path) -> None:
-    wild = replace(recipe.optimizer, hypernetwork_rate=1e30, warmup=1)
+    wild = replace(recipe.optimizer, rate=1e30, warmup=1)
     with pytest.raises(UserError, match=r"The loss became (nan|inf) at step \d+: lower the learning rate"):
         train(replace(recipe, optimizer=wild), point_data, tmp_path / "out", save_every=12)
     assert not (tmp_path / "out" / checkpoint.CARD).exists()

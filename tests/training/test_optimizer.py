@@ -13,7 +13,7 @@ from tests import tiny
 
 from hypervla.models.hypervla import HyperVLA
 from hypervla.training.optimizer import OptimizerConfig, make_optimizer, rate_factor, set_rates, update_average
-from hypervla.training.recipe import paper
+from hypervla.training.recipes import paper
 
 PAPER = paper().optimizer
 TAIL = replace(PAPER, schedule="linear tail", warmup=100)
@@ -38,7 +38,7 @@ def test_backbone_and_hypernetwork_learn_at_their_own_rates(model: HyperVLA) -> 
 
 
 def test_only_the_heads_that_generate_kernels_decay(model: HyperVLA) -> None:
-    optimizer = make_optimizer(model, replace(PAPER, hypernetwork_rate=0.1, backbone_rate=0.1))
+    optimizer = make_optimizer(model, replace(PAPER, rate=0.1, backbone_rate=0.1))
     set_rates(optimizer, 1.0)
     before = {name: p.detach().clone() for name, p in model.trained_parameters().items()}
     for parameter in model.trained_parameters().values():
@@ -61,7 +61,7 @@ def test_the_moments_are_adams() -> None:
     [(0, 0.0), (1, 1.5e-7), (1_000, 1.5e-4), (2_000, 3e-4), (12_000, 3e-4 / 2**0.5), (100_000, 9.13e-5)],
 )
 def test_the_published_schedule(step: int, rate: float) -> None:
-    assert PAPER.hypernetwork_rate * rate_factor(PAPER, step, 100_000) == pytest.approx(rate, rel=1e-3)
+    assert PAPER.rate * rate_factor(PAPER, step, 100_000) == pytest.approx(rate, rel=1e-3)
 
 
 @pytest.mark.parametrize(("step", "factor"), [(0, 0), (50, 0.5), (100, 1), (700, 1), (850, 0.5), (1000, 0)])

@@ -12,16 +12,15 @@ import torch
 from safetensors.torch import load_file
 from tests import tiny
 
-from hypervla import cli
+from hypervla import checkpoint, cli
 from hypervla.contracts import UserError
 from hypervla.data import manifest
 from hypervla.data.convert import convert
 from hypervla.data.opening import open_dataset, open_mixture, split_weight
-from hypervla.models import checkpoint
 from hypervla.models.action_head import LinearHead, ReleasedHead
 from hypervla.runtime.compiler import load
 from hypervla.training.loop import train
-from hypervla.training.recipe import paper, recipe, small
+from hypervla.training.recipes import paper, recipe, small
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +47,7 @@ def test_the_papers_recipe_trains_on_bridge(bridge: Path, text_folder, vision_fo
     train(chosen, mixture, tmp_path / "run", workers=1)
     (state,) = (tmp_path / "run/resume").glob("*-state.safetensors")
     torch.manual_seed(chosen.seed)
-    before, after = checkpoint.HyperVLA(model).trained_parameters(), load_file(state)
+    before, after = model.build().trained_parameters(), load_file(state)
     moved = [name for name, value in before.items() if not torch.equal(after[f"weights/{name}"], value)]
     assert {name.split(".")[0] for name in moved} == {"backbone", "hypernetwork"}
     facts = checkpoint.read_card(tmp_path / "run").provenance

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from hypervla import checkpoint
 from hypervla.contracts import UserError
 from hypervla.data import manifest
-from hypervla.models import checkpoint
 from hypervla.training import loop, resume
 from hypervla.training.loop import train
 from hypervla.training.metrics import LOG

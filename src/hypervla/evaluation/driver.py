@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
-from hypervla.contracts import Observation
+from hypervla.contracts import Observation, Policy
 from hypervla.runtime.compiler import load
 from hypervla.runtime.execution import TemporalEnsemble
-from hypervla.runtime.task_policy import TaskPolicy
 
 
 class PolicyDriver:
@@ -22,7 +21,7 @@ class PolicyDriver:
         torch.set_num_threads(1)  # recordings run one process per core
         self._compiler = load(checkpoint)
         self._execution = TemporalEnsemble(self._compiler.embodiment)
-        self._policy: TaskPolicy | None = None
+        self._policy: Policy | None = None
 
     def start(self, instruction: str, observation: Observation) -> None:
         """Compile for this instruction and first image."""

@@ -53,7 +53,7 @@ Load = Callable[[Path, str], Compiler]
 
 def load_compiler(checkpoint: Path, device: str, *, robot: str) -> Compiler:
     """The compiler of runtime/ for that robot, or the only one it knows; imported here because it brings PyTorch."""
-    from hypervla.models.checkpoint import read_card
+    from hypervla.checkpoint import read_card
     from hypervla.runtime.compiler import load
 
     return load(checkpoint, device=device, robot=robot if robot in read_card(checkpoint).robots else None)

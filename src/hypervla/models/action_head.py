@@ -1,8 +1,10 @@
-"""Action heads: what the base policy's last numbers mean, their loss and their decoding (spec 1.5)."""
+"""Action heads: how the base policy's last feature becomes a chunk, and its loss (spec 1.5). A head's weights are an
+argument, like all of the base policy's; `models/diffusion.py` holds the one that samples."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -10,22 +12,43 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hypervla.contracts import WeightSpec
+from hypervla.models.generated import Weights, dense, linear
 
 SQUASH = 5.0
 """Arm outputs live in ±5 standard deviations, and so do their targets."""
+
+
+@runtime_checkable
+class ActionHead(Protocol):
+    """Features of F frames under each of N weight sets → normalised chunks; the gripper is 1 = open, 0 = closed."""
+
+    @property
+    def horizon(self) -> int: ...
+    @property
+    def action_size(self) -> int: ...
+    def layout(self, width: int) -> tuple[WeightSpec, ...]:
+        """The head's own weights, for features of this width."""
+        ...
+
+    def loss(
+        self,
+        weights: Weights,
+        features: Float[Tensor, "N F D"],
+        target: Float[Tensor, "N F H A"],
+        mask: Bool[Tensor, "N F H A"],
+    ) -> Float[Tensor, "N F"]: ...
+
+    def decode(
+        self, weights: Weights, features: Float[Tensor, "N F D"], random: torch.Generator | None = None
+    ) -> Float[Tensor, "N F H A"]:
+        """The chunk. A head that samples draws one noise for all rows from `random`, or fresh noise for each row."""
+        ...
 
 
 def masked_mean(x: Float[Tensor, "*B H A"], mask: Bool[Tensor, "*B H A"]) -> Float[Tensor, "*B"]:
     """Mean over the entries that count, one number per sample; a sample with none contributes 0."""
     kept = mask.to(x.dtype)
     return (x * kept).mean((-2, -1)) / kept.mean((-2, -1)).clamp_min(1e-5)
-
-
-def _kernel(name: str, inputs: int, outputs: int) -> tuple[WeightSpec, WeightSpec]:
-    return (
-        WeightSpec(f"{name}.kernel", (inputs, outputs), "kernel", fan=(inputs, outputs)),
-        WeightSpec(f"{name}.bias", (outputs,), "bias"),
-    )
 
 
 @dataclass(frozen=True)
@@ -45,20 +68,26 @@ class ReleasedHead:
 
     def layout(self, width: int) -> tuple[WeightSpec, ...]:
         return (
-            *_kernel("head.arm", width, self.horizon * (self.action_size - 1)),
-            *_kernel("head.gripper", width, self.horizon),
+            *dense("head.arm", width, self.horizon * (self.action_size - 1)),
+            *dense("head.gripper", width, self.horizon),
         )
 
-    def _outputs(self, raw: Float[Tensor, "*B O"]) -> tuple[Float[Tensor, "*B H arm"], Float[Tensor, "*B H"]]:
-        cut = self.horizon * (self.action_size - 1)
-        arm = raw[..., :cut].unflatten(-1, (self.horizon, self.action_size - 1))
-        return SQUASH * torch.tanh(arm / SQUASH), raw[..., cut:]
+    def outputs(
+        self, weights: Weights, features: Float[Tensor, "N F D"]
+    ) -> tuple[Float[Tensor, "N F H arm"], Float[Tensor, "N F H"]]:
+        """The squashed arm, step by step, and the gripper's logits."""
+        arm = linear(weights, "head.arm", features).float().unflatten(-1, (self.horizon, self.action_size - 1))
+        return SQUASH * torch.tanh(arm / SQUASH), linear(weights, "head.gripper", features).float()
 
     def loss(
-        self, raw: Float[Tensor, "*B O"], target: Float[Tensor, "*B H A"], mask: Bool[Tensor, "*B H A"]
-    ) -> Float[Tensor, "*B"]:
+        self,
+        weights: Weights,
+        features: Float[Tensor, "N F D"],
+        target: Float[Tensor, "N F H A"],
+        mask: Bool[Tensor, "N F H A"],
+    ) -> Float[Tensor, "N F"]:
         """Arm: masked mean squared error × arm dimensions. Gripper: masked mean cross-entropy, soft labels allowed."""
-        arm, gripper = self._outputs(raw)
+        arm, gripper = self.outputs(weights, features)
         error = (arm - target[..., self.arm].clamp(-SQUASH, SQUASH)).square()
         label = target[..., self.gripper_index]
         entropy = F.binary_cross_entropy_with_logits(gripper, label, reduction="none")
@@ -67,9 +96,11 @@ class ReleasedHead:
             entropy.unsqueeze(-1), gripper_mask
         )
 
-    def decode(self, raw: Float[Tensor, "*B O"]) -> Float[Tensor, "*B H A"]:
+    def decode(
+        self, weights: Weights, features: Float[Tensor, "N F D"], random: torch.Generator | None = None
+    ) -> Float[Tensor, "N F H A"]:
         """The normalised chunk; the gripper is decided here: 1 where its logit is at least 0."""
-        arm, gripper = self._outputs(raw)
+        arm, gripper = self.outputs(weights, features)
         columns = list(arm.unbind(-1))
         columns.insert(self.gripper_index, (gripper >= 0).to(arm.dtype))
         return torch.stack(columns, -1)
@@ -83,16 +114,19 @@ class LinearHead:
     action_size: int
 
     def layout(self, width: int) -> tuple[WeightSpec, ...]:
-        return _kernel("head", width, self.horizon * self.action_size)
+        return dense("head", width, self.horizon * self.action_size)
 
     def loss(
-        self, raw: Float[Tensor, "*B O"], target: Float[Tensor, "*B H A"], mask: Bool[Tensor, "*B H A"]
-    ) -> Float[Tensor, "*B"]:
+        self,
+        weights: Weights,
+        features: Float[Tensor, "N F D"],
+        target: Float[Tensor, "N F H A"],
+        mask: Bool[Tensor, "N F H A"],
+    ) -> Float[Tensor, "N F"]:
         """Masked mean squared error × action dimensions."""
-        return self.action_size * masked_mean((self.decode(raw) - target).square(), mask)
+        return self.action_size * masked_mean((self.decode(weights, features) - target).square(), mask)
 
-    def decode(self, raw: Float[Tensor, "*B O"]) -> Float[Tensor, "*B H A"]:
-        return raw.unflatten(-1, (self.horizon, self.action_size))
-
-
-ActionHead = ReleasedHead | LinearHead
+    def decode(
+        self, weights: Weights, features: Float[Tensor, "N F D"], random: torch.Generator | None = None
+    ) -> Float[Tensor, "N F H A"]:
+        return linear(weights, "head", features).float().unflatten(-1, (self.horizon, self.action_size))

@@ -1,7 +1,7 @@
 """The base policy: a small transformer whose weights are an argument (spec 1.2 and 1.4).
 
-It is a pure function (weights, image tokens, proprio) → raw action outputs. Every weight carries a leading axis N,
-so one call runs N task policies, each on F frames of its own.
+It is a pure function (weights, image tokens, proprio) → action chunk. Every weight carries a leading axis N, so one
+call runs N task policies, each on F frames of its own.
 """
 
 from __future__ import annotations
@@ -10,15 +10,14 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
 from hypervla.contracts import WeightLayout, WeightSpec
 from hypervla.models.action_head import ActionHead
-from hypervla.models.layers import LAYER_NORM_EPS, attention
-
-Weights = dict[str, Tensor]
+from hypervla.models.generated import Weights, dense, layer_norm, linear, norm
+from hypervla.models.layers import attention
 
 
 @dataclass(frozen=True)
@@ -40,38 +39,25 @@ class BasePolicy:
     @cached_property
     def layout(self) -> WeightLayout:
         """Kernels first, so that the heads which generate them are one matrix (weight decay is theirs alone)."""
-        specs = [*self._dense("image", self.token_width, self.width, xavier=False)]
+        specs = [*dense("image", self.token_width, self.width)]
         if self.proprio_size:
-            specs += self._dense("proprio", self.proprio_size, self.width, xavier=False)
+            specs += dense("proprio", self.proprio_size, self.width)
         specs.append(WeightSpec("position", (self.tokens + bool(self.proprio_size) + 1, self.width), "position"))
         for i in range(self.layers):
-            specs += self._norm(f"layers.{i}.norm1")
+            specs += norm(f"layers.{i}.norm1", self.width)
             for name in ("query", "key", "value", "out"):
-                specs += self._dense(f"layers.{i}.{name}", self.width, self.width)
-            specs += self._norm(f"layers.{i}.norm2")
-            specs += self._dense(f"layers.{i}.up", self.width, self.mlp)
-            specs += self._dense(f"layers.{i}.down", self.mlp, self.width)
-        specs += self._norm("norm")
+                specs += dense(f"layers.{i}.{name}", self.width, self.width, xavier=True)
+            specs += norm(f"layers.{i}.norm2", self.width)
+            specs += dense(f"layers.{i}.up", self.width, self.mlp, xavier=True)
+            specs += dense(f"layers.{i}.down", self.mlp, self.width, xavier=True)
+        specs += norm("norm", self.width)
         specs += self.head.layout(self.width)
         return WeightLayout(tuple(sorted(specs, key=lambda spec: spec.kind != "kernel")))
 
-    def _dense(self, name: str, inputs: int, outputs: int, xavier: bool = True) -> tuple[WeightSpec, WeightSpec]:
-        return (
-            WeightSpec(f"{name}.kernel", (inputs, outputs), "kernel", fan=(inputs, outputs), xavier=xavier),
-            WeightSpec(f"{name}.bias", (outputs,), "bias"),
-        )
-
-    def _norm(self, name: str) -> tuple[WeightSpec, WeightSpec]:
-        return WeightSpec(f"{name}.scale", (self.width,), "scale"), WeightSpec(f"{name}.bias", (self.width,), "bias")
-
-    def __call__(
-        self,
-        flat: Float[Tensor, "N W"],
-        tokens: Float[Tensor, "N F K Dv"],
-        proprio: Float[Tensor, "N F P"] | None,
-    ) -> Float[Tensor, "N F O"]:
-        """Raw outputs of the action head for F frames under each of N weight sets."""
-        weights: Weights = self.layout.split(flat)
+    def features(
+        self, weights: Weights, tokens: Float[Tensor, "N F K Dv"], proprio: Float[Tensor, "N F P"] | None
+    ) -> Float[Tensor, "N F D"]:
+        """What the action token holds at the end, for F frames under each of N weight sets."""
         x = linear(weights, "image", tokens)
         if self.proprio_size:
             assert proprio is not None
@@ -79,9 +65,28 @@ class BasePolicy:
         x = torch.cat([x, torch.zeros_like(x[:, :, :1])], 2) + weights["position"].unsqueeze(1)
         for i in range(self.layers):
             x = self._layer(weights, i, x)
-        x = layer_norm(weights, "norm", x[:, :, 0])
-        parts = dict.fromkeys(spec.name.rpartition(".")[0] for spec in self.head.layout(self.width))
-        return torch.cat([linear(weights, part, x) for part in parts], -1)
+        return layer_norm(weights, "norm", x[:, :, 0])
+
+    def loss(
+        self,
+        weights: Weights,
+        tokens: Float[Tensor, "N F K Dv"],
+        proprio: Float[Tensor, "N F P"] | None,
+        actions: Float[Tensor, "N F H A"],
+        mask: Bool[Tensor, "N F H A"],
+    ) -> Float[Tensor, "N F"]:
+        """The head's loss of each frame."""
+        return self.head.loss(weights, self.features(weights, tokens, proprio), actions, mask)
+
+    def act(
+        self,
+        weights: Weights,
+        tokens: Float[Tensor, "N F K Dv"],
+        proprio: Float[Tensor, "N F P"] | None,
+        random: torch.Generator | None = None,
+    ) -> Float[Tensor, "N F H A"]:
+        """The normalised chunk of each frame; `random` is where a head that samples takes its noise from."""
+        return self.head.decode(weights, self.features(weights, tokens, proprio), random)
 
     def _layer(self, weights: Weights, i: int, x: Float[Tensor, "N F S D"]) -> Float[Tensor, "N F Q D"]:
         """One encoder layer; the last one computes the action token's row only, since nothing else is read."""
@@ -107,17 +112,3 @@ def action_token_mask(length: int, device: torch.device) -> Tensor:
     mask = torch.ones(length, length, dtype=torch.bool, device=device)
     mask[:-1, -1] = False
     return mask
-
-
-def linear(weights: Weights, name: str, x: Float[Tensor, "N *rest I"]) -> Float[Tensor, "N *rest O"]:
-    """x @ kernel + bias, each of the N leading entries with its own kernel."""
-    kernel, bias = weights[f"{name}.kernel"], weights[f"{name}.bias"]
-    y = torch.baddbmm(bias.unsqueeze(1), x.flatten(1, -2), kernel)
-    return y.unflatten(1, x.shape[1:-1])
-
-
-def layer_norm(weights: Weights, name: str, x: Float[Tensor, "N *rest D"]) -> Float[Tensor, "N *rest D"]:
-    """LayerNorm with a scale and bias of each leading entry's own."""
-    shape = (len(x),) + (1,) * (x.dim() - 2) + (x.shape[-1],)
-    normed = F.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPS)
-    return normed * weights[f"{name}.scale"].view(shape) + weights[f"{name}.bias"].view(shape)

@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from hypervla.contracts import WeightLayout, WeightSpec
+from hypervla.contracts import WeightLayout
+from hypervla.models.generated import POSITION_STD, initial_weight
 from hypervla.models.layers import Encoder, lecun_normal_
 
 Initialisation = Literal["bias", "variance"]
-POSITION_STD = 0.02
 
 
 @dataclass(frozen=True)
@@ -105,23 +105,3 @@ class Hypernetwork(nn.Module):
     def generate(self, embedding: Float[Tensor, "N D"]) -> Float[Tensor, "N W"]:
         """Context embedding → the flat weights of N task policies, in the order of the weight layout."""
         return torch.cat([self.kernel_heads(embedding), self.other_heads(embedding)], -1)
-
-
-def initial_weight(spec: WeightSpec, bias_only: bool = False) -> Tensor:
-    """An ordinary random initialisation of one generated tensor; `bias_only` leaves kernels and positions zero."""
-    if spec.kind == "scale":
-        return torch.ones(spec.shape)
-    if bias_only or (spec.kind == "bias" and not _is_mlp_bias(spec.name)):
-        return torch.zeros(spec.shape)
-    if spec.kind == "bias":
-        return torch.randn(spec.shape) * 1e-6
-    if spec.kind == "position":
-        return torch.randn(spec.shape) * POSITION_STD
-    assert spec.fan is not None
-    if spec.xavier:
-        return nn.init.xavier_uniform_(torch.empty(spec.shape))
-    return lecun_normal_(torch.empty(spec.shape), spec.fan[0])
-
-
-def _is_mlp_bias(name: str) -> bool:
-    return name.endswith((".up.bias", ".down.bias"))

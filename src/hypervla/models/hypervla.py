@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, UInt8
@@ -11,9 +12,10 @@ from torch import Tensor, nn
 
 from hypervla.contracts import UserError
 from hypervla.models.action_head import ActionHead
-from hypervla.models.backbones import DinoV2, InstructionEncoder, VisionBackbone
+from hypervla.models.backbones import InstructionEncoder, VisionBackbone
 from hypervla.models.base_policy import BasePolicy
 from hypervla.models.hypernetwork import Hypernetwork, HypernetworkConfig
+from hypervla.models.interface import Batch, Role
 
 
 @dataclass(frozen=True)
@@ -37,19 +39,51 @@ class HyperVLAConfig:
     policy: PolicyConfig
     head: ActionHead
     cameras: int = 1
-    context_image: Literal["frozen copy", "shared"] = "frozen copy"
-    """Where the initial image's feature comes from: a frozen copy of the backbone, or the backbone itself with the
-    gradient stopped."""
+    context_image: Literal["frozen copy", "shared", "none"] = "frozen copy"
+    """Where the initial image's feature comes from: a frozen copy of the backbone, the backbone itself with the
+    gradient stopped, or nowhere (the instruction alone is read)."""
+    context_feature: Literal["class", "patches"] = "class"
+    """What of the initial image is read: one vector, or all patch tokens."""
     context_image_dropout: float = 0.0
     """Share of training contexts whose initial image is hidden, so that the instruction has to be read."""
 
     def __post_init__(self) -> None:
-        pretrained = isinstance(self.backbone, DinoV2) and self.backbone.source is not None
+        pretrained = getattr(self.backbone, "source", None) is not None
         if self.context_image == "frozen copy" and not pretrained:
             raise UserError(
                 "A frozen copy of a backbone without pretrained weights would be random and in no checkpoint: give the "
                 "backbone a source, or set context_image='shared'."
             )
+
+    @property
+    def image_size(self) -> int:
+        return self.backbone.image_size
+
+    @property
+    def proprio_size(self) -> int:
+        return self.policy.proprio_size
+
+    @property
+    def window(self) -> int:
+        return 1
+
+    @property
+    def horizon(self) -> int:
+        return self.head.horizon
+
+    @property
+    def action_size(self) -> int:
+        return self.head.action_size
+
+    @property
+    def context_images(self) -> int:
+        """Tokens that the initial images bring to the context encoder."""
+        if self.context_image == "none":
+            return 0
+        return self.cameras * (self.backbone.tokens if self.context_feature == "patches" else 1)
+
+    def build(self, pretrained: bool = True) -> HyperVLA:
+        return HyperVLA(self, pretrained)
 
     def base_policy(self) -> BasePolicy:
         return BasePolicy(
@@ -62,24 +96,6 @@ class HyperVLAConfig:
             proprio_size=self.policy.proprio_size,
             head=self.head,
         )
-
-
-@dataclass(frozen=True)
-class Batch:
-    """N contexts with F frames each, C cameras, chunks of H actions."""
-
-    instructions: list[str]
-    initial_images: UInt8[Tensor, "N C h w 3"]
-    images: UInt8[Tensor, "N F C h w 3"]
-    proprio: Float[Tensor, "N F P"] | None
-    """Normalised."""
-    actions: Float[Tensor, "N F H A"]
-    """Normalised chunks."""
-    mask: Bool[Tensor, "N F H A"]
-
-    def to(self, device: torch.device) -> Batch:
-        moved: dict[str, Any] = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in vars(self).items()}
-        return Batch(**moved)
 
 
 class HyperVLA(nn.Module):
@@ -101,13 +117,35 @@ class HyperVLA(nn.Module):
             self.policy.layout,
             instruction_tokens=config.instruction_encoder.length,
             instruction_width=config.instruction_encoder.width,
-            images=config.cameras,
+            images=config.context_images,
             image_width=config.backbone.width,
         )
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """Everything a checkpoint holds: all but the frozen encoders."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def role(self, name: str) -> Role:
+        """Only the heads that generate kernels decay."""
+        if name.startswith("backbone."):
+            return "backbone"
+        return "decayed" if name.startswith("hypernetwork.kernel_heads.") else "plain"
+
+    def trace(self) -> None:
+        self.loss_of_tensors = torch.compile(self.loss_of_tensors)
+
+    def parts(self) -> Mapping[str, int]:
+        """Generated weights are no parameters of the module and are left out."""
+        parts = {
+            "backbone": self.backbone,
+            "context_backbone": self.context_backbone,
+            "hypernetwork": self.hypernetwork,
+            "instruction_encoder": self.instruction_encoder,
+        }
+        return {name: size(part) for name, part in parts.items() if part is not None}
+
+    def activated(self) -> int:
+        return size(self.backbone) + self.policy.layout.size
 
     def generate(self, instructions: list[str], initial_images: UInt8[Tensor, "N C h w 3"]) -> Float[Tensor, "N W"]:
         """Task contexts → generated weights: the only use of the large networks."""
@@ -117,10 +155,15 @@ class HyperVLA(nn.Module):
         return self.hypernetwork.generate(self.hypernetwork.embed(text, text_mask, feature, image_mask))
 
     @torch.no_grad()
-    def image_feature(self, initial_images: UInt8[Tensor, "N C h w 3"]) -> Float[Tensor, "N C Dv"]:
-        """One vector per initial image: the CLS token of DINOv2, the mean cell of a convolutional encoder."""
+    def image_feature(self, initial_images: UInt8[Tensor, "N C h w 3"]) -> Float[Tensor, "N I Dv"]:
+        """What is read of the initial images: the class vector of each (DINOv2's CLS token, a convolutional encoder's
+        mean cell), its patch tokens, or nothing."""
+        if self.config.context_image == "none":
+            return torch.zeros(len(initial_images), 0, self.config.backbone.width, device=initial_images.device)
         encoder = self.backbone if self.context_backbone is None else self.context_backbone
-        return encoder(initial_images.flatten(0, 1))[1].unflatten(0, initial_images.shape[:2])
+        patches, vector = encoder(initial_images.flatten(0, 1))
+        tokens = patches if self.config.context_feature == "patches" else vector.unsqueeze(1)
+        return tokens.unflatten(0, initial_images.shape[:2]).flatten(1, 2)
 
     def tokens(self, images: UInt8[Tensor, "N F C h w 3"]) -> Float[Tensor, "N F CK Dv"]:
         """Backbone tokens of the current frames, all cameras side by side."""
@@ -129,6 +172,7 @@ class HyperVLA(nn.Module):
 
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
         """Mean over frames of the head's loss. Frames of one context share one generated weight set."""
+        assert batch.images.shape[2] == 1, "HyperVLA reads a window of one observation"
         text, text_mask = self.instruction_encoder(batch.instructions)
         # Drawn on the CPU, so that a run resumes bit for bit on any device.
         kept = torch.rand(batch.initial_images.shape[:2]) >= self.config.context_image_dropout
@@ -143,6 +187,13 @@ class HyperVLA(nn.Module):
     ) -> Float[Tensor, ""]:
         """The part of the loss that can be traced: everything after the frozen text encoder."""
         feature = self.image_feature(batch.initial_images)
-        weights = self.hypernetwork.generate(self.hypernetwork.embed(text, text_mask, feature, image_mask))
-        raw = self.policy(weights, self.tokens(batch.images), batch.proprio)
-        return self.config.head.loss(raw.float(), batch.actions, batch.mask).mean()
+        visible = image_mask.repeat_interleave(self.config.context_images // self.config.cameras, 1)
+        flat = self.hypernetwork.generate(self.hypernetwork.embed(text, text_mask, feature, visible))
+        proprio = None if batch.proprio is None else batch.proprio[:, :, 0]
+        tokens, weights = self.tokens(batch.images[:, :, 0]), self.policy.layout.split(flat)
+        return self.policy.loss(weights, tokens, proprio, batch.actions[:, :, 0], batch.mask[:, :, 0]).mean()
+
+
+def size(module: nn.Module) -> int:
+    """The number of parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())

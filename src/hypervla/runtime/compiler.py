@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hypervla.contracts import Image, TaskContext, UserError
+from hypervla import checkpoint
+from hypervla.contracts import Image, TaskContext
 from hypervla.data.normalize import Robot
-from hypervla.models import checkpoint
 from hypervla.models.hypervla import HyperVLA
 from hypervla.runtime.engines import TorchEngine
+from hypervla.runtime.monolithic import Teller
 from hypervla.runtime.task_policy import TaskPolicy, TaskPolicyCard, preprocess
 
 
@@ -20,20 +21,20 @@ class Compiler:
     """A loaded model. Its task policies keep the backbone alive and need nothing else of it."""
 
     def __init__(
-        self, model: HyperVLA, about: checkpoint.Checkpoint, backbone_digest: str, device: str, robot: str | None = None
+        self, model: HyperVLA, about: checkpoint.Checkpoint, backbone_digest: str, device: str, robot: str | None
     ) -> None:
         self.model, self.device = model, device
         self.digest, self.provenance = about.digest, about.provenance
         own = Robot.from_json(about.robot(robot))
         self.embodiment, self.normalizer = own.embodiment, own.normalizer
-        self.engine = TorchEngine(model.backbone, about.config, backbone_digest, device)
+        self.engine = TorchEngine(model.backbone, about.hypervla(), backbone_digest, device)
 
     def compile(self, instruction: str, images: Image | Mapping[str, Image]) -> TaskPolicy:
         """The task policy for an instruction and the episode's first image, of the only camera or by camera name.
 
         Raises UserError for an empty or over-long instruction, or images the robot's cameras do not deliver.
         """
-        (policy,) = self.compile_many([TaskContext(instruction, self._by_camera(images))])
+        (policy,) = self.compile_many([TaskContext(instruction, self.embodiment.by_camera(images))])
         return policy
 
     @torch.inference_mode()
@@ -58,19 +59,22 @@ class Compiler:
             checkpoint_digest=self.digest,
         )
 
-    def _by_camera(self, images: Image | Mapping[str, Image]) -> Mapping[str, Image]:
-        if isinstance(images, Mapping):
-            return images
-        if len(self.embodiment.cameras) != 1:
-            names = [camera.name for camera in self.embodiment.cameras]
-            raise UserError(f"{self.embodiment.name} has several cameras: pass the images by name, {names}.")
-        return {self.embodiment.cameras[0].name: images}
 
-
-def load(name: str | Path, device: str = "cpu", robot: str | None = None) -> Compiler:
+def load(name: str | Path, device: str = "cpu", robot: str | None = None) -> Compiler | Teller:
     """Load a checkpoint: a folder, the name of a shipped one, or a Hugging Face hub id.
 
+    A HyperVLA comes as a Compiler; every other model as a Teller, whose policies are that model with the instruction.
     `robot` names one of the robots it was trained on, when there are several. Raises UserError.
     """
-    model, about, digest = checkpoint.load(checkpoint.locate(name), device)
-    return Compiler(model, about, digest, device, robot)
+    model, about, weights = checkpoint.load(checkpoint.locate(name), device)
+    if isinstance(model, HyperVLA):
+        return Compiler(model, about, about.backbone_digest(weights), device, robot)
+    return Teller(model, about, device, robot)
+
+
+def load_compiler(name: str | Path, device: str = "cpu", robot: str | None = None) -> Compiler:
+    """`load` for what only a HyperVLA can do. Raises UserError for another model."""
+    checkpoint.read_card(checkpoint.locate(name)).hypervla()
+    compiler = load(name, device, robot)
+    assert isinstance(compiler, Compiler)
+    return compiler

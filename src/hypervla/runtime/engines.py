@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float32, UInt8
 from torch import nn
 
-from hypervla.models import checkpoint
+from hypervla import checkpoint
+from hypervla.models.generated import fixed_noise
 from hypervla.models.hypervla import HyperVLAConfig
 from hypervla.runtime.task_policy import Prediction
 
@@ -19,7 +20,7 @@ class TorchEngine:
     """Eager PyTorch; an Engine."""
 
     def __init__(self, backbone: nn.Module, config: HyperVLAConfig, backbone_digest: str, device: str) -> None:
-        self.backbone, self.policy, self.head = backbone, config.base_policy(), config.head
+        self.backbone, self.policy = backbone, config.base_policy()
         self.backbone_digest, self.layout = backbone_digest, self.policy.layout
         self.image_size = config.backbone.image_size
         self.reads_proprio = config.policy.proprio_size > 0
@@ -29,7 +30,7 @@ class TorchEngine:
     def load(folder: Path, device: str = "cpu") -> TorchEngine:
         """The engine of a checkpoint, without its hypernetwork. Raises UserError for a damaged checkpoint."""
         backbone, about, digest = checkpoint.load_backbone(folder, device)
-        return TorchEngine(backbone, about.config, digest, device)
+        return TorchEngine(backbone, about.hypervla(), digest, device)
 
     @torch.inference_mode()
     def run(
@@ -45,8 +46,8 @@ class TorchEngine:
         self._finish()
         middle = time.perf_counter()
         state = None if proprio is None else torch.from_numpy(proprio).to(self.device).unsqueeze(1)
-        raw = self.policy(torch.from_numpy(weights).to(self.device), tokens, state)
-        chunks = self.head.decode(raw)[:, 0].cpu().numpy()
+        named = self.layout.split(torch.from_numpy(weights).to(self.device))
+        chunks = self.policy.act(named, tokens, state, fixed_noise(self.device))[:, 0].cpu().numpy()
         return Prediction(chunks, middle - began, time.perf_counter() - middle)
 
     def _finish(self) -> None:

@@ -13,12 +13,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from hypervla.contracts import UserError
 from hypervla.data.stream import ContextBatch, SampleStream
-from hypervla.models.hypervla import Batch
+from hypervla.models.interface import Batch
 
 
 def to_tensors(batch: ContextBatch) -> Batch:
-    """NumPy → torch, without copies; a HyperVLA sees one observation at a time, so the window of 1 goes."""
-    assert batch.images.shape[2] == 1, "HyperVLA reads a window of one observation"
+    """NumPy → torch, without copies."""
 
     def tensor(values: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values))
@@ -26,10 +25,13 @@ def to_tensors(batch: ContextBatch) -> Batch:
     return Batch(
         instructions=batch.instructions,
         initial_images=tensor(batch.initial_images),
-        images=tensor(batch.images[:, :, 0]),
-        proprio=None if batch.proprio is None else tensor(batch.proprio[:, :, 0]),
-        actions=tensor(batch.actions[:, :, 0]),
-        mask=tensor(batch.mask[:, :, 0]),
+        images=tensor(batch.images),
+        timestep_mask=tensor(batch.timestep_mask),
+        proprio=None if batch.proprio is None else tensor(batch.proprio),
+        actions=tensor(batch.actions),
+        mask=tensor(batch.mask),
+        goal_images=None if batch.goal_images is None else tensor(batch.goal_images),
+        goal_shown=tensor(batch.goal_shown),
     )
 
 

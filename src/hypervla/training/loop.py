@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hypervla import checkpoint
 from hypervla.contracts import UserError
 from hypervla.data.memory import InMemory, bytes_needed
 from hypervla.data.mixture import Mixture
@@ -27,8 +28,7 @@ from hypervla.data.opening import open_mixture
 from hypervla.data.robot_file import write_robot
 from hypervla.data.stream import SampleStream
 from hypervla.embodiment import Embodiment
-from hypervla.models import checkpoint
-from hypervla.models.hypervla import HyperVLA
+from hypervla.models.interface import Model
 from hypervla.runtime.provenance import code_commit, machine
 from hypervla.training import resume as resuming
 from hypervla.training.batches import batches, to_tensors
@@ -39,7 +39,7 @@ from hypervla.training.recipe import Recipe
 REPORT_EVERY, SAVE_EVERY = 50, 500
 VALIDATION_BATCHES = 4
 
-OnStep = Callable[[int, HyperVLA], None]
+OnStep = Callable[[int, Model], None]
 
 
 def train(
@@ -112,7 +112,8 @@ class Run:
     robots: Mapping[str, Robot]
     training: SampleStream
     validation: SampleStream
-    model: HyperVLA
+    model: Any
+    """A Model, which is an nn.Module too."""
     optimizer: torch.optim.Optimizer
     average: dict[str, Tensor]
     identity: Mapping[str, Any]
@@ -181,14 +182,14 @@ def prepare(recipe: Recipe, mixture: Mixture, out: Path, resume: bool, initial: 
             robots,
             recipe.sampling,
             seed=recipe.seed,
-            reads_proprio=recipe.model.policy.proprio_size > 0,
+            reads_proprio=recipe.model.proprio_size > 0,
             pictures=pictures,
             validation=validation,
         )
 
     datasets = mixture.to_json()
     torch.manual_seed(recipe.seed)
-    model = HyperVLA(recipe.model).to(device)
+    model = recipe.model.build().to(device)
     if initial is not None and start is not None:
         weights = checkpoint.read_weights(initial / checkpoint.WEIGHTS, start.digest)
         checkpoint.assign(model.trained_parameters(), weights, initial)
@@ -216,7 +217,7 @@ def prepare(recipe: Recipe, mixture: Mixture, out: Path, resume: bool, initial: 
         if run.step >= recipe.steps:
             print(f"{out} is at step {run.step} of {recipe.steps} already: nothing is left to do.")
     if recipe.trace:
-        model.loss_of_tensors = torch.compile(model.loss_of_tensors)
+        model.trace()
     out.mkdir(parents=True, exist_ok=True)
     for name, robot in robots.items():
         write_robot(out / "robots" / f"{quote(name, safe='')}.toml", robot.embodiment, mixture.features(name))
@@ -241,10 +242,10 @@ def check_fit(recipe: Recipe, embodiment: Embodiment) -> None:
     model = recipe.model
     facts = [
         ("cameras", model.cameras, len(embodiment.cameras)),
-        ("action dimensions", model.head.action_size, embodiment.action_size),
+        ("action dimensions", model.action_size, embodiment.action_size),
     ]
-    if model.policy.proprio_size:
-        facts.append(("proprio numbers", model.policy.proprio_size, embodiment.proprio_size))
+    if model.proprio_size:
+        facts.append(("proprio numbers", model.proprio_size, embodiment.proprio_size))
     for what, wanted, came in facts:
         if wanted != came:
             raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -9,39 +10,43 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from hypervla.models.hypervla import HyperVLA
+from hypervla.models.interface import Model, Role
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW for two groups with one schedule. Defaults are the published run's."""
+    """AdamW for up to three groups with one schedule. Defaults are the published HyperVLA run's."""
 
-    hypernetwork_rate: float = 3e-4
+    rate: float = 3e-4
     backbone_rate: float = 3e-5
-    kernel_head_decay: float = 0.05
-    """Weight decay of the heads that generate kernels; nothing else decays."""
+    decay: float = 0.05
+    """Weight decay of the parameters whose role is to decay; nothing else does."""
     clip: float = 1.0
     """Largest norm of all gradients together."""
     warmup: int = 2_000
-    schedule: Literal["inverse sqrt", "linear tail"] = "inverse sqrt"
-    """After the warm-up: peak/sqrt(1 + t/10,000), or the peak until the last 30 % of the steps and then down to 0."""
+    schedule: Literal["inverse sqrt", "linear tail", "constant", "cosine"] = "inverse sqrt"
+    """After the warm-up: peak/sqrt(1 + t/10,000); the peak until the last 30 % of the steps and then down to 0; the
+    peak; or half a cosine down to 0."""
     ema_decay: float = 0.999
     ema_start: int = 5_000
     """Before this step the moving average is a copy of the weights."""
 
 
-def make_optimizer(model: HyperVLA, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Three groups, each with its peak rate in `peak`: kernel heads, the rest of the hypernetwork, the backbone."""
-    groups: dict[str, list[nn.Parameter]] = {"kernel heads": [], "hypernetwork": [], "backbone": []}
+def make_optimizer(model: Model, config: OptimizerConfig) -> torch.optim.AdamW:
+    """One group for each role that the model gives its parameters, with its peak rate in `peak`."""
+    groups: dict[Role, list[nn.Parameter]] = {"decayed": [], "plain": [], "backbone": []}
     for name, parameter in model.trained_parameters().items():
-        kernel_head = name.startswith("hypernetwork.kernel_heads.")
-        groups["kernel heads" if kernel_head else name.split(".")[0]].append(parameter)
-    decay, rate = config.kernel_head_decay, config.hypernetwork_rate
+        groups[model.role(name)].append(parameter)
+    settings: dict[Role, tuple[float, float]] = {
+        "decayed": (config.rate, config.decay),
+        "plain": (config.rate, 0.0),
+        "backbone": (config.backbone_rate, 0.0),
+    }
     return torch.optim.AdamW(
         [
-            {"params": groups["kernel heads"], "peak": rate, "weight_decay": decay},
-            {"params": groups["hypernetwork"], "peak": rate, "weight_decay": 0.0},
-            {"params": groups["backbone"], "peak": config.backbone_rate, "weight_decay": 0.0},
+            {"params": groups[role], "peak": rate, "weight_decay": decay}
+            for role, (rate, decay) in settings.items()
+            if groups[role]
         ],
         betas=(0.9, 0.999),
         eps=1e-8,
@@ -55,6 +60,10 @@ def rate_factor(config: OptimizerConfig, step: int, steps: int) -> float:
         return step / config.warmup
     if config.schedule == "inverse sqrt":
         return (1 + (step - config.warmup) / 10_000) ** -0.5
+    if config.schedule == "constant":
+        return 1.0
+    if config.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * (step - config.warmup) / max(1, steps - config.warmup)))
     return min(1.0, (steps - step) / (0.3 * steps))
 
 

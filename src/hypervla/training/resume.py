@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hypervla.checkpoint import assign, read_weights
 from hypervla.contracts import UserError
 from hypervla.durable import write_atomically
-from hypervla.models.checkpoint import assign, read_weights
-from hypervla.models.hypervla import HyperVLA
+from hypervla.models.interface import Model
 
 FOLDER = "resume"
 STATE, CARD = "state.safetensors", "state.json"
@@ -23,7 +23,7 @@ STATE, CARD = "state.safetensors", "state.json"
 def save(
     out: Path,
     step: int,
-    model: HyperVLA,
+    model: Model,
     average: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
     identity: Mapping[str, Any],
@@ -55,7 +55,7 @@ def save(
 
 def load(
     out: Path,
-    model: HyperVLA,
+    model: Model,
     average: dict[str, Tensor],
     optimizer: torch.optim.Optimizer,
     identity: Mapping[str, Any],

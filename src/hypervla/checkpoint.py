@@ -19,9 +19,11 @@ from hypervla.contracts import UserError
 from hypervla.durable import write_atomically
 from hypervla.embodiment import Embodiment
 from hypervla.models.action_head import LinearHead, ReleasedHead
-from hypervla.models.backbones import T5_BASE, ConvNet, DinoV2, InstructionEncoder
+from hypervla.models.backbones import ConvNet, DinoV2, InstructionEncoder
 from hypervla.models.hypernetwork import HypernetworkConfig
-from hypervla.models.hypervla import HyperVLA, HyperVLAConfig, PolicyConfig
+from hypervla.models.hypervla import HyperVLAConfig, PolicyConfig
+from hypervla.models.interface import ModelConfig
+from hypervla.models.monolithic import MonolithicConfig
 
 FORMAT = 2
 """Format 1 held one robot; it is still read."""
@@ -30,15 +32,27 @@ EMBEDDED = "metaworld_small"
 BACKBONE = "backbone."
 WEIGHTS, CARD = "model.safetensors", "checkpoint.json"
 CONFIGS = {
-    cls.__name__: cls for cls in (HyperVLAConfig, PolicyConfig, HypernetworkConfig, ConvNet, DinoV2, InstructionEncoder)
-} | {cls.__name__: cls for cls in (ReleasedHead, LinearHead)}
+    config.__name__: config
+    for config in (
+        ConvNet,
+        DinoV2,
+        HyperVLAConfig,
+        HypernetworkConfig,
+        InstructionEncoder,
+        LinearHead,
+        MonolithicConfig,
+        PolicyConfig,
+        ReleasedHead,
+    )
+}
+"""Every frozen dataclass that a model's configuration is made of; the card of a checkpoint names them."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """What checkpoint.json says about the weights beside it."""
 
-    config: HyperVLAConfig
+    config: ModelConfig
     robots: Mapping[str, Mapping[str, Any]]
     """By name, each robot it was trained on: embodiment and action and proprio statistics, as data/normalize.py writes
     them."""
@@ -58,20 +72,30 @@ class Checkpoint:
 
     def backbone_digest(self, weights: Mapping[str, Tensor]) -> str:
         """sha256 of all that a task policy relies on besides its own weights: shared backbone, shapes and head."""
-        parts = dataclasses.replace(self.config, instruction_encoder=T5_BASE, hypernetwork=HypernetworkConfig())
-        digest = hashlib.sha256(json.dumps(config_to_json(parts), sort_keys=True).encode())
+        config = self.hypervla()
+        parts = [config_to_json(part) for part in (config.backbone, config.policy, config.head, config.cameras)]
+        digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
         for name in sorted(weights):
             if name.startswith(BACKBONE):
                 digest.update(name.encode())
                 digest.update(weights[name].contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
+    def hypervla(self) -> HyperVLAConfig:
+        """The configuration, if the model is a HyperVLA. Raises UserError for a model that generates no weights."""
+        if not isinstance(self.config, HyperVLAConfig):
+            raise UserError(
+                f"This checkpoint holds a {type(self.config).__name__.removesuffix('Config')}, which generates no task "
+                f"policies: only a HyperVLA can be compiled to a file."
+            )
+        return self.config
+
 
 def save(
     folder: Path,
     weights: Mapping[str, Tensor],
     *,
-    config: HyperVLAConfig,
+    config: ModelConfig,
     robots: Mapping[str, Mapping[str, Any]],
     provenance: Mapping[str, Any],
     dtype: torch.dtype,
@@ -120,23 +144,23 @@ def read_card(folder: Path) -> Checkpoint:
         raise UserError(f"{path} is not a hypervla checkpoint card ({type(error).__name__}: {error}).") from error
 
 
-def load(folder: Path, device: str = "cpu") -> tuple[HyperVLA, Checkpoint, str]:
-    """The model with its trained weights in float32, its card, and the digest of its backbone.
+def load(folder: Path, device: str = "cpu") -> tuple[Any, Checkpoint, dict[str, Tensor]]:
+    """The Model with its trained weights in float32, its card, and the weights as they are on disk.
 
     Raises UserError when the weights are damaged or another model's, or a frozen encoder is not to be had.
     """
     checkpoint = read_card(folder)
     weights = read_weights(folder / WEIGHTS, checkpoint.digest)
-    model = HyperVLA(checkpoint.config)
+    model = checkpoint.config.build()
     assign(model.trained_parameters(), weights, folder)
-    return model.to(device).eval().requires_grad_(False), checkpoint, checkpoint.backbone_digest(weights)
+    return model.to(device).eval().requires_grad_(False), checkpoint, weights
 
 
 def load_backbone(folder: Path, device: str = "cpu") -> tuple[nn.Module, Checkpoint, str]:
     """Only what acting needs: the shared backbone, without hypernetwork or text encoder."""
     checkpoint = read_card(folder)
     weights = read_weights(folder / WEIGHTS, checkpoint.digest)
-    backbone = checkpoint.config.backbone.build(pretrained=False)
+    backbone = checkpoint.hypervla().backbone.build(pretrained=False)
     own = {name.removeprefix(BACKBONE): value for name, value in weights.items() if name.startswith(BACKBONE)}
     assign(dict(backbone.named_parameters()), own, folder)
     return backbone.to(device).eval().requires_grad_(False), checkpoint, checkpoint.backbone_digest(weights)

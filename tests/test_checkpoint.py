@@ -11,16 +11,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests import tiny
-from tests.fakes import POINT
 
+from hypervla import checkpoint
+from hypervla.checkpoint import CARD, WEIGHTS
 from hypervla.contracts import UserError
 from hypervla.data.normalize import Robot
-from hypervla.models import checkpoint
-from hypervla.models.checkpoint import CARD, WEIGHTS
 from hypervla.models.hypernetwork import HypernetworkConfig
 from hypervla.models.hypervla import HyperVLA, HyperVLAConfig
-from hypervla.training.recipe import RECIPES
+from hypervla.training.recipes import RECIPES
+from tests import tiny
+from tests.fakes import POINT
 
 VARIANCE = HypernetworkConfig(width=8, layers=1, heads=2, mlp=16, initialisation="variance")
 
@@ -49,9 +49,10 @@ def test_a_loaded_model_is_the_saved_one(config: HyperVLAConfig, tmp_path: Path)
     model.requires_grad_(False)  # torch multiplies differently, by a rounding, where gradients may be wanted
     weights = model.generate(batch.instructions, batch.initial_images)
     assert torch.equal(loaded.generate(batch.instructions, batch.initial_images), weights)
+    named, images = model.policy.layout.split(weights), batch.images[:, :, 0]
+    proprio = None if batch.proprio is None else batch.proprio[:, :, 0]
     assert torch.equal(
-        loaded.policy(weights, loaded.tokens(batch.images), batch.proprio),
-        model.policy(weights, model.tokens(batch.images), batch.proprio),
+        loaded.policy.act(named, loaded.tokens(images), proprio), model.policy.act(named, model.tokens(images), proprio)
     )
 
 
@@ -70,11 +71,12 @@ def test_frozen_encoders_are_not_in_the_file(config: HyperVLAConfig, tmp_path: P
 
 
 def test_the_backbone_alone_is_the_models_backbone(config: HyperVLAConfig, tmp_path: Path) -> None:
-    model, images = tiny.save_checkpoint(tmp_path, config), tiny.random_batch(config).images[:, 0, 0]
+    model, images = tiny.save_checkpoint(tmp_path, config), tiny.random_batch(config).images[:, 0, 0, 0]
     backbone, _, digest = checkpoint.load_backbone(tmp_path)
     with torch.no_grad():
         assert torch.equal(backbone(images)[0], model.backbone(images)[0])
-    assert digest == checkpoint.load(tmp_path)[2]
+    _, about, weights = checkpoint.load(tmp_path)
+    assert digest == about.backbone_digest(weights)
 
 
 def digest_of(folder: Path, config: HyperVLAConfig, touch: Callable[[HyperVLA], torch.Tensor] | None = None) -> str:

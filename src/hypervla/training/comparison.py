@@ -1,0 +1,115 @@
+"""The systems of the papers side by side at small size: one data stream, one encoder of images, one optimizer, and
+models that differ in what they are. Nobody reads proprio, as in the papers.
+
+    hypervla train small_hypervla --data data/mt10 --out runs/small_hypervla      (and so for each)
+
+Two CPU cores: 10 to 60 minutes for 2,500 steps of 256 samples each, by system; docs/log.md has the results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from hypervla.data.stream import Sampling
+from hypervla.embodiment import METAWORLD_SAWYER, Embodiment
+from hypervla.models.action_head import LinearHead, ReleasedHead
+from hypervla.models.backbones import MINILM, ConvNet
+from hypervla.models.hypernetwork import HypernetworkConfig
+from hypervla.models.hypervla import HyperVLAConfig, PolicyConfig
+from hypervla.models.interface import ModelConfig
+from hypervla.models.monolithic import MonolithicConfig
+from hypervla.training.optimizer import OptimizerConfig
+from hypervla.training.recipe import Recipe
+
+ENCODER = ConvNet(image_size=128, widths=(48, 96, 192), stride=4)
+POLICY = PolicyConfig(width=64, layers=3, heads=4, mlp=128)
+HEAD = ReleasedHead(horizon=4, action_size=4, gripper_index=3)
+HYPERVLA = HyperVLAConfig(
+    backbone=ENCODER,
+    instruction_encoder=MINILM,
+    hypernetwork=HypernetworkConfig(width=48, layers=3, heads=4, mlp=192),
+    policy=POLICY,
+    head=HEAD,
+    context_image="shared",
+    context_image_dropout=0.5,
+)
+
+
+def _compared(name: str, model: ModelConfig) -> Recipe:
+    """A constant rate, so that a run may be judged wherever it is; the moving average stands in for its descent."""
+    return Recipe(
+        name=name,
+        model=model,
+        sampling=Sampling(
+            image_size=model.image_size,
+            horizon=model.horizon,
+            window=model.window,
+            frames_per_context=8,
+            frames_per_episode=8,
+            action_mask="pad_only",
+            view_shift=3,
+        ),
+        optimizer=OptimizerConfig(rate=5e-4, backbone_rate=1e-3, warmup=300, schedule="constant", ema_start=500),
+        steps=2_500,
+        batch_contexts=32,
+        seed=0,
+        memory_gb=16.0,
+        precision="bfloat16",
+        trace=True,
+        checkpoint_dtype="float16",
+    )
+
+
+def small_hypervla(robot: Embodiment = METAWORLD_SAWYER) -> Recipe:
+    """HyperVLA: weights generated per task, the released code's head."""
+    return _compared("small_hypervla", HYPERVLA)
+
+
+def small_hypervla_no_normalisation(robot: Embodiment = METAWORLD_SAWYER) -> Recipe:
+    """The paper's ablation: the context embedding is not divided by the root of its width."""
+    hypernetwork = replace(HYPERVLA.hypernetwork, normalise_embedding=False)
+    return _compared("small_hypervla_no_normalisation", replace(HYPERVLA, hypernetwork=hypernetwork))
+
+
+def small_hypervla_linear(robot: Embodiment = METAWORLD_SAWYER) -> Recipe:
+    """The paper's text: one linear head with squared error on all dimensions, the gripper among them."""
+    return _compared("small_hypervla_linear", replace(HYPERVLA, head=LinearHead(horizon=4, action_size=4)))
+
+
+def small_hypervla_variance(robot: Embodiment = METAWORLD_SAWYER) -> Recipe:
+    """The released code's other initialisation of the output heads."""
+    hypernetwork = replace(HYPERVLA.hypernetwork, initialisation="variance")
+    return _compared("small_hypervla_variance", replace(HYPERVLA, hypernetwork=hypernetwork))
+
+
+def small_hypervla_words_only(robot: Embodiment = METAWORLD_SAWYER) -> Recipe:
+    """The context is the instruction alone, without the initial image."""
+    return _compared("small_hypervla_words_only", replace(HYPERVLA, context_image="none", context_image_dropout=0.0))
+
+
+def small_hypervla_patches(robot: Embodiment = METAWORLD_SAWYER) -> Recipe:
+    """The context encoder reads all cells of the initial image instead of their mean."""
+    return _compared("small_hypervla_patches", replace(HYPERVLA, context_feature="patches"))
+
+
+def small_alone(robot: Embodiment = METAWORLD_SAWYER) -> Recipe:
+    """The paper's ablation "no hypernetwork": the base policy with weights of its own, which knows no instruction."""
+    return _compared("small_alone", MonolithicConfig(ENCODER, POLICY, HEAD))
+
+
+def small_monolithic(robot: Embodiment = METAWORLD_SAWYER) -> Recipe:
+    """The base policy with weights of its own, reading the instruction's tokens beside those of the image."""
+    return _compared("small_monolithic", MonolithicConfig(ENCODER, POLICY, HEAD, instruction_encoder=MINILM))
+
+
+RECIPES: tuple[Callable[..., Recipe], ...] = (
+    small_hypervla,
+    small_hypervla_no_normalisation,
+    small_hypervla_linear,
+    small_hypervla_variance,
+    small_hypervla_words_only,
+    small_hypervla_patches,
+    small_alone,
+    small_monolithic,
+)

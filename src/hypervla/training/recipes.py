@@ -1,0 +1,138 @@
+"""The recipes by name. A recipe is a function that returns one frozen value; a variant is `replace`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+
+from hypervla.contracts import UserError
+from hypervla.data.augment import OCTO
+from hypervla.data.stream import Sampling
+from hypervla.embodiment import METAWORLD_SAWYER, WIDOWX, Embodiment
+from hypervla.models.action_head import ReleasedHead
+from hypervla.models.backbones import MINILM, T5_BASE, ConvNet, DinoV2
+from hypervla.models.hypernetwork import HypernetworkConfig
+from hypervla.models.hypervla import HyperVLAConfig, PolicyConfig
+from hypervla.training import comparison
+from hypervla.training.optimizer import OptimizerConfig
+from hypervla.training.recipe import Recipe, head_for
+
+
+def paper(robot: Embodiment = WIDOWX) -> Recipe:
+    """HyperVLA as published, on Open X-Embodiment.
+
+    hypervla train paper --mixture oxe_hypervla --data OXE --out runs/paper
+
+    Published: 100,000 steps of 256 samples, less than a day on four A5000; SIMPLER 63 % (Google robot), 40 % (WidowX).
+    Here: sizes, losses and optimizer only are verified; nobody has trained it with this code yet.
+    """
+    return Recipe(
+        name="paper",
+        model=HyperVLAConfig(
+            backbone=DinoV2(),
+            instruction_encoder=T5_BASE,
+            hypernetwork=HypernetworkConfig(),
+            policy=PolicyConfig(),
+            head=head_for(robot, horizon=4),
+            cameras=len(robot.cameras),
+        ),
+        sampling=Sampling(augmentation=OCTO),
+        optimizer=OptimizerConfig(),
+        steps=100_000,
+        batch_contexts=256,
+        seed=2025,
+        memory_gb=0.0,
+        precision="float32",
+        trace=False,
+        checkpoint_dtype="float32",
+    )
+
+
+def metaworld_small(robot: Embodiment = METAWORLD_SAWYER) -> Recipe:
+    """HyperVLA with a small convolutional encoder, trained from scratch on Metaworld demonstrations on two CPU cores.
+
+    hypervla record --suite metaworld-mt10 --episodes 150 240 300 100 100 60 100 300 80 80 --noise 0.4 \\
+        --max-steps 250 --out data/mt10
+    hypervla train metaworld_small --data data/mt10 --out runs/metaworld_small
+    """
+    return Recipe(
+        name="metaworld_small",
+        model=HyperVLAConfig(
+            backbone=ConvNet(image_size=128, widths=(48, 96, 192), stride=4),
+            instruction_encoder=MINILM,
+            hypernetwork=HypernetworkConfig(width=48, layers=3, heads=4, mlp=192),
+            policy=PolicyConfig(width=64, layers=3, heads=4, mlp=128, proprio_size=4),
+            head=ReleasedHead(horizon=4, action_size=4, gripper_index=3),
+            context_image="shared",
+            context_image_dropout=0.5,
+        ),
+        sampling=Sampling(
+            image_size=128, frames_per_context=8, frames_per_episode=8, action_mask="pad_only", view_shift=3
+        ),
+        optimizer=OptimizerConfig(
+            rate=5e-4,
+            backbone_rate=1e-3,
+            warmup=300,
+            schedule="linear tail",
+            ema_start=500,
+        ),
+        steps=10_000,
+        batch_contexts=32,
+        seed=0,
+        memory_gb=16.0,
+        precision="bfloat16",
+        trace=True,
+        checkpoint_dtype="float16",
+    )
+
+
+def small(robot: Embodiment = METAWORLD_SAWYER) -> Recipe:
+    """The small model for one's own robot: its shapes follow the data's cameras, proprio and actions.
+
+    hypervla train small --data DIR --out runs/small
+
+    A starting point that two CPU cores can train; chunks are about 0.4 seconds long.
+    """
+    horizon = min(16, max(4, round(0.4 * robot.control_hz)))
+    return Recipe(
+        name="small",
+        model=HyperVLAConfig(
+            backbone=ConvNet(image_size=128, widths=(48, 96, 192), stride=4),
+            instruction_encoder=MINILM,
+            hypernetwork=HypernetworkConfig(width=48, layers=3, heads=4, mlp=192),
+            policy=PolicyConfig(width=64, layers=3, heads=4, mlp=128, proprio_size=robot.proprio_size),
+            head=head_for(robot, horizon),
+            cameras=len(robot.cameras),
+            context_image="shared",
+            context_image_dropout=0.5,
+        ),
+        sampling=Sampling(
+            image_size=128,
+            horizon=horizon,
+            frames_per_context=8,
+            action_mask="pad_only",
+            unlabelled=True,
+            augmentation=OCTO,
+        ),
+        optimizer=OptimizerConfig(rate=5e-4, backbone_rate=1e-3, warmup=300, schedule="linear tail", ema_start=500),
+        steps=10_000,
+        batch_contexts=32,
+        seed=0,
+        memory_gb=8.0,
+        precision="float32",
+        trace=False,
+        checkpoint_dtype="float32",
+    )
+
+
+RECIPES: Mapping[str, Callable[..., Recipe]] = {
+    make.__name__: make for make in (paper, metaworld_small, small, *comparison.RECIPES)
+}
+
+
+def recipe(name: str, robot: Embodiment | None = None) -> Recipe:
+    """The recipe of that name, for a robot (or the one it was made for). Raises UserError naming near matches."""
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name, RECIPES, n=3, cutoff=0.4) or list(RECIPES)
+        raise UserError(f"There is no recipe '{name}'; did you mean {' or '.join(near)}?")
+    return RECIPES[name]() if robot is None else RECIPES[name](robot)
