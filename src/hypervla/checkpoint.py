@@ -132,8 +132,8 @@ def read_card(folder: Path) -> Checkpoint:
         for robot in card["robots"].values():
             Embodiment.from_json(robot["embodiment"])
         config = config_from_json(card["model"])
-        if not isinstance(config, HyperVLAConfig):
-            raise TypeError("its model is no HyperVLAConfig")
+        if not isinstance(config, ModelConfig):
+            raise TypeError("its model is no configuration of one")
         return Checkpoint(
             config=config,
             robots=card["robots"],
