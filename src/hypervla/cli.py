@@ -135,7 +135,7 @@ def train(
         mixture: A named mixture whose datasets lie in the folder --data, such as oxe_hypervla.
         paraphrases: JSON with other ways to say instructions, as scripts/convert_paraphrases.py writes it.
         resume: Continue the interrupted run in --out, bit for bit.
-        initial: A checkpoint of the same model to start from, with a fresh optimizer.
+        initial: A checkpoint to start from, with a fresh optimizer; what does not fit starts afresh and is listed.
         workers: Processes that decode and augment images beside the training process.
         steps: Override the recipe's number of steps.
         batch_contexts: Override the recipe's task contexts per batch.

@@ -194,6 +194,20 @@ class HyperVLA(nn.Module):
         return self.policy.loss(weights, tokens, proprio, batch.actions[:, :, 0], batch.mask[:, :, 0]).mean()
 
 
+def heads_by_weight(config: HyperVLAConfig, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The trained parameters with the two stacked head matrices cut into views: one per generated tensor."""
+    layout, stacked = config.base_policy().layout, "hypernetwork.{}_heads.{}"
+    named = {name: value for name, value in parameters.items() if "_heads." not in name}
+    for part in ("weight", "bias"):
+        rows = [parameters[stacked.format(kind, part)] for kind in ("kernel", "other")]
+        kernels = len(rows[0])
+        for spec, first in zip(layout.specs, layout.offsets, strict=True):
+            stack, begin = (rows[0], first) if first < kernels else (rows[1], first - kernels)
+            cut = stack[begin : begin + spec.size]
+            named[f"hypernetwork.heads.{spec.name}.{part}"] = cut.view(*spec.shape, *cut.shape[1:])
+    return named
+
+
 def size(module: nn.Module) -> int:
     """The number of parameters."""
     return sum(parameter.numel() for parameter in module.parameters())

@@ -32,6 +32,7 @@ from hypervla.models.interface import Model
 from hypervla.runtime.provenance import code_commit, machine
 from hypervla.training import resume as resuming
 from hypervla.training.batches import batches, to_tensors
+from hypervla.training.initial import start_from
 from hypervla.training.metrics import Metrics
 from hypervla.training.optimizer import make_optimizer, rate_factor, set_rates, update_average
 from hypervla.training.recipe import Recipe
@@ -56,8 +57,9 @@ def train(
 ) -> None:
     """Train `recipe` on the datasets in `data`; the checkpoint in `out` holds the averaged weights.
 
-    `initial` is a checkpoint of the same model to start from, with its statistics and a fresh optimizer. Batches are
-    made by `workers` processes beside this one, or here when 0; they are the same for any number.
+    `initial` is a checkpoint to start from, with a fresh optimizer: robots it knows keep their statistics, tensors that
+    do not fit start afresh and are listed. Batches are made by `workers` processes beside this one, or here when 0;
+    they are the same for any number.
     `on_step(step, model)` is called after each step. With `resume` the run in `out` continues bit for bit (on the same
     machine and thread count). Raises UserError for unfit data or folders; Ctrl-C saves and raises KeyboardInterrupt.
     """
@@ -190,9 +192,8 @@ def prepare(recipe: Recipe, mixture: Mixture, out: Path, resume: bool, initial: 
     datasets = mixture.to_json()
     torch.manual_seed(recipe.seed)
     model = recipe.model.build().to(device)
-    if initial is not None and start is not None:
-        weights = checkpoint.read_weights(initial / checkpoint.WEIGHTS, start.digest)
-        checkpoint.assign(model.trained_parameters(), weights, initial)
+    if initial is not None:
+        print(start_from(initial, model))
     run = Run(
         recipe=recipe,
         out=out,

@@ -1,0 +1,71 @@
+"""Starting a run from the weights of another: what fits is kept, what does not starts afresh and is named."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hypervla import checkpoint
+from hypervla.contracts import UserError
+from hypervla.models.hypervla import HyperVLAConfig, heads_by_weight
+from hypervla.models.interface import ModelConfig
+
+
+@dataclass(frozen=True)
+class Start:
+    """What became of a checkpoint's weights in a new run."""
+
+    kept: int
+    """Tensors taken over."""
+    fresh: tuple[str, ...]
+    """Tensors of the new model that keep their random start, each with the reason."""
+    dropped: tuple[str, ...]
+    """Tensors of the checkpoint that the new model has no place for."""
+
+    def __str__(self) -> str:
+        lines = [f"{self.kept} tensors start from the checkpoint."]
+        lines += [f"starts afresh: {name}" for name in self.fresh]
+        lines += [f"not used: {name}" for name in self.dropped]
+        return "\n".join(lines)
+
+
+@torch.no_grad()
+def start_from(folder: Path, model: Any) -> Start:
+    """Copy the checkpoint's weights into the model wherever name and shape agree; generated tensors count one by one.
+
+    Raises UserError when nothing agrees, since the checkpoint is then of another model.
+    """
+    about = checkpoint.read_card(folder)
+    saved = _pieces(about.config, checkpoint.read_weights(folder / checkpoint.WEIGHTS, about.digest))
+    wanted = _pieces(model.config, model.trained_parameters())
+    fitting = {name for name, value in wanted.items() if name in saved and saved[name].shape == value.shape}
+    if not fitting:
+        raise UserError(
+            f"{folder} holds another model ({type(about.config).__name__.removesuffix('Config')}): none of its "
+            f"{len(saved)} tensors fits this recipe's; choose a checkpoint of the same kind of model."
+        )
+    for name in fitting:
+        wanted[name].copy_(saved[name])
+    return Start(
+        kept=len(fitting),
+        fresh=tuple(
+            f"{name} {_reason(saved.get(name), value)}" for name, value in wanted.items() if name not in fitting
+        ),
+        dropped=tuple(sorted(saved.keys() - wanted.keys())),
+    )
+
+
+def _pieces(config: ModelConfig, parameters: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The tensors by name, those that a hypernetwork's heads stack taken apart (as views)."""
+    return heads_by_weight(config, parameters) if isinstance(config, HyperVLAConfig) else parameters
+
+
+def _reason(saved: Tensor | None, wanted: Tensor) -> str:
+    if saved is None:
+        return f"{tuple(wanted.shape)}, which the checkpoint lacks"
+    return f"{tuple(wanted.shape)}, {tuple(saved.shape)} in the checkpoint"
