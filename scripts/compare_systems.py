@@ -3,8 +3,8 @@
     python scripts/compare_systems.py small_hypervla small_alone --data data/mt10 --out runs/compare --core 1
 
 Each system first sees the same number of samples; then it goes on until its training steps have taken the given
-minutes on one core (a system that is there already does not). Both checkpoints are rolled out on the same scenes. Every
-part can be interrupted: the same command goes on. `OUT/NAME.json` holds the results of a system as they come.
+minutes of one core's time (a system that is there already does not). Both checkpoints are rolled out on the same
+scenes. Every part can be interrupted: the same command goes on. `OUT/NAME.json` holds a system's results as they come.
 """
 
 from __future__ import annotations
@@ -34,13 +34,9 @@ def rows(run: Path) -> list[dict]:
     return list({row["step"]: row for row in lines}.values())
 
 
-def seconds(run: Path, samples: int) -> float:
-    """How long the training steps took, without decoding, tracing and validation."""
-    spent, before = 0.0, 0
-    for row in rows(run):
-        spent += (row["step"] - before) * samples / row["samples_per_second"]
-        before = row["step"]
-    return spent
+def seconds(run: Path) -> float:
+    """Processor time of the training steps, without decoding and validation: on one thread, that of an idle core."""
+    return sum(row["processor_seconds"] for row in rows(run))
 
 
 def train(arguments: argparse.Namespace, name: str, run: Path, steps: int) -> None:
@@ -74,7 +70,7 @@ def compare(arguments: argparse.Namespace, name: str) -> None:
     for budget in ("equal samples", "equal time"):
         steps = arguments.steps
         if budget == "equal time":
-            rate = arguments.steps / seconds(run, samples)
+            rate = arguments.steps / seconds(run)
             steps = max(arguments.steps, round(arguments.minutes * 60 * rate / ROUND) * ROUND)
         copy = arguments.out / f"{name}-{budget.split()[1]}"
         if not copy.exists():
@@ -83,8 +79,8 @@ def compare(arguments: argparse.Namespace, name: str) -> None:
         last = rows(copy)[-1]
         found[budget] = {
             "steps": steps,
-            "minutes": seconds(copy, samples) / 60,
-            "samples_per_second": steps * samples / seconds(copy, samples),
+            "minutes": seconds(copy) / 60,
+            "samples_per_second": steps * samples / seconds(copy),
             "loss": last["loss"],
             "validation_loss": last.get("validation_loss"),
             "successes": judge(arguments, copy, arguments.out / "evaluations" / copy.name),

@@ -74,7 +74,7 @@ def test_a_run_that_started_elsewhere_is_another_run(
 def test_every_report_is_a_line_of_json(uninterrupted: Path) -> None:
     reports = rows(uninterrupted)
     assert [row["step"] for row in reports] == [3, 6, 9, 12]
-    wanted = {"step", "time", "loss", "gradient_norm", "samples_per_second", "validation_loss"}
+    wanted = {"step", "time", "loss", "gradient_norm", "samples_per_second", "processor_seconds", "validation_loss"}
     assert all(set(row) == wanted for row in reports)
     assert list((uninterrupted / "tensorboard").glob("events.*"))
 

@@ -37,7 +37,7 @@ def assert_same_run(out: Path, other: Path) -> None:
 
 
 def log(out: Path) -> list[dict]:
-    timeless = ("time", "samples_per_second")
+    timeless = ("time", "samples_per_second", "processor_seconds")
     reports = [json.loads(line) for line in (out / LOG).read_text().splitlines()]
     return [{key: value for key, value in row.items() if key not in timeless} for row in reports]
 

@@ -73,7 +73,7 @@ def train(
         stop_on_interrupt() as stop,
         batches(run.training, recipe.batch_contexts, range(run.step, recipe.steps), workers) as stream,
     ):
-        began = time.monotonic()
+        began, worked = time.monotonic(), time.process_time()
         for step, batch in enumerate(stream, start=run.step + 1):
             batch = batch.to(run.device)
             set_rates(optimizer, rate_factor(recipe.optimizer, step - 1, recipe.steps))
@@ -92,10 +92,13 @@ def train(
             if saving or step % REPORT_EVERY == 0:
                 run.loss = _finite(torch.stack(losses).mean(), step)
                 samples = len(losses) * recipe.batch_contexts * recipe.sampling.frames_per_context
-                rate = samples / (time.monotonic() - began)
+                speed = {
+                    "samples_per_second": samples / (time.monotonic() - began),
+                    "processor_seconds": time.process_time() - worked,
+                }
                 extra = {"validation_loss": run.validation_loss()} if saving and run.validation.episodes else {}
-                metrics.report(step, loss=run.loss, gradient_norm=float(norm), samples_per_second=rate, **extra)
-                losses, began = [], time.monotonic()
+                metrics.report(step, loss=run.loss, gradient_norm=float(norm), **speed, **extra)
+                losses, began, worked = [], time.monotonic(), time.process_time()
             if on_step is not None:
                 on_step(step, model)
             if saving:
