@@ -15,6 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hypervla.baselines.rt1 import RT1Config, RT1Transformer
+from hypervla.baselines.rt1_actions import ActionTokens
+from hypervla.baselines.rt1_sentence import EmbeddingTable, SentenceEncoder
+from hypervla.baselines.rt1_vision import FilmEfficientNet
 from hypervla.contracts import UserError
 from hypervla.durable import write_atomically
 from hypervla.embodiment import Embodiment
@@ -34,15 +38,21 @@ WEIGHTS, CARD = "model.safetensors", "checkpoint.json"
 CONFIGS = {
     config.__name__: config
     for config in (
+        ActionTokens,
         ConvNet,
         DinoV2,
+        EmbeddingTable,
+        FilmEfficientNet,
         HyperVLAConfig,
         HypernetworkConfig,
         InstructionEncoder,
         LinearHead,
         MonolithicConfig,
         PolicyConfig,
+        RT1Config,
+        RT1Transformer,
         ReleasedHead,
+        SentenceEncoder,
     )
 }
 """Every frozen dataclass that a model's configuration is made of; the card of a checkpoint names them."""

@@ -121,8 +121,8 @@ class HyperVLA(nn.Module):
             image_width=config.backbone.width,
         )
 
-    def trained_parameters(self) -> dict[str, nn.Parameter]:
-        """Everything a checkpoint holds: all but the frozen encoders."""
+    def trained_parameters(self) -> dict[str, Tensor]:
+        """All but the frozen encoders."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     def role(self, name: str) -> Role:

@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, UInt8
-from torch import Tensor, nn
+from torch import Tensor
 
 Role = Literal["decayed", "plain", "backbone"]
 """What the optimizer does to a parameter: the rate with weight decay, the rate alone, or the backbone's rate."""
@@ -108,8 +108,8 @@ class Model(Protocol):
 
     config: Any
 
-    def trained_parameters(self) -> dict[str, nn.Parameter]:
-        """Everything a checkpoint holds: all but what is frozen and comes from its source."""
+    def trained_parameters(self) -> dict[str, Tensor]:
+        """Everything a checkpoint holds: parameters that are trained, and buffers that training moves."""
         ...
 
     def role(self, name: str) -> Role:

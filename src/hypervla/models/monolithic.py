@@ -85,7 +85,7 @@ class MonolithicPolicy(nn.Module):
             head=config.head,
         )
 
-    def trained_parameters(self) -> dict[str, nn.Parameter]:
+    def trained_parameters(self) -> dict[str, Tensor]:
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     def role(self, name: str) -> Role:

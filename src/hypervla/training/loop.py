@@ -137,8 +137,10 @@ class Run:
         contexts = self.recipe.batch_contexts
         torch.manual_seed(0)  # the same contexts lose their image each time, so that two losses can be compared
         held_back = (to_tensors(self.validation.batch(i, contexts)) for i in range(VALIDATION_BATCHES))
+        self.model.eval()
         with self.autocast():
             losses = [self.model.loss(batch.to(self.device)) for batch in held_back]
+        self.model.train()
         torch.set_rng_state(random)
         return float(torch.stack(losses).mean())
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hypervla.models.interface import Model, Role
 
@@ -34,9 +34,10 @@ class OptimizerConfig:
 
 def make_optimizer(model: Model, config: OptimizerConfig) -> torch.optim.AdamW:
     """One group for each role that the model gives its parameters, with its peak rate in `peak`."""
-    groups: dict[Role, list[nn.Parameter]] = {"decayed": [], "plain": [], "backbone": []}
+    groups: dict[Role, list[Tensor]] = {"decayed": [], "plain": [], "backbone": []}
     for name, parameter in model.trained_parameters().items():
-        groups[model.role(name)].append(parameter)
+        if parameter.requires_grad:
+            groups[model.role(name)].append(parameter)
     settings: dict[Role, tuple[float, float]] = {
         "decayed": (config.rate, config.decay),
         "plain": (config.rate, 0.0),
