@@ -11,7 +11,7 @@ import torch
 from tests import tiny
 
 from hypervla.baselines.rt1 import ACTIONS, RT1, RT1_X, RT1Config, RT1Policy, RT1Transformer, block_mask
-from hypervla.baselines.rt1_actions import ARM_4, ARM_7, ActionTokens
+from hypervla.baselines.rt1_actions import ARM_4, ActionTokens
 from hypervla.baselines.rt1_sentence import EmbeddingTable, SentenceEncoder, write_embeddings
 from hypervla.baselines.rt1_vision import FilmEfficientNet
 from hypervla.contracts import UserError
@@ -89,14 +89,6 @@ def test_the_published_sizes(config: RT1Config, total: int, parts: dict[str, int
     assert len(model.vision.films) == 26
 
 
-@pytest.mark.parametrize(("padding", "side"), [("asymmetric", 9), ("same", 10)])
-def test_b3_makes_81_or_100_cells_of_300_pixels(padding: str, side: int) -> None:
-    with torch.device("meta"):
-        vision = FilmEfficientNet(padding=padding).build(512, pretrained=False).eval()
-        shape = vision.map(torch.zeros(1, 300, 300, 3, dtype=torch.uint8), torch.zeros(1, 512)).shape
-    assert shape == (1, 1536, side, side)
-
-
 def blocks(rows: list[str], sizes: list[int]) -> np.ndarray:
     """A table of blocks: 1 all, 0 nothing, / the triangle up to the diagonal."""
     fill = {"1": np.ones, "0": np.zeros, "/": lambda shape: np.tri(*shape)}
@@ -143,106 +135,6 @@ def test_one_pass_is_the_published_loop_of_eleven(config: RT1Config) -> None:
         torch.testing.assert_close(logits, one_pass[:, k])
         tokens[:, -1, k] = logits.argmax(-1)
     torch.testing.assert_close(model.infer(images, real, sentence)[:, 0], config.actions.decode(tokens[:, -1]))
-
-
-@pytest.mark.parametrize(("padding", "odd"), [("asymmetric", []), ("same", [2, 3, 5])])
-def test_without_film_the_map_is_that_of_transformers(padding: str, odd: list[int]) -> None:
-    from transformers import EfficientNetConfig, EfficientNetModel
-
-    vision = FilmEfficientNet(36, 0.2, 0.1, features=16, padding=padding, source=None).build(8, True).eval()
-    shape = EfficientNetConfig(width_coefficient=0.2, depth_coefficient=0.1, hidden_dim=256, depthwise_padding=odd)
-    theirs = EfficientNetModel(shape).eval()
-    theirs.load_state_dict(vision.efficientnet.state_dict(), strict=False)
-    images = torch.randint(256, (2, 36, 36, 3), dtype=torch.uint8)
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    pixels = ((images / 255 - mean) / std).permute(0, 3, 1, 2)
-    with torch.no_grad():
-        expected = theirs(pixel_values=pixels).last_hidden_state
-        torch.testing.assert_close(vision.map(images, torch.randn(2, 8)), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_imagenets_weights_come_from_a_folder_of_the_same_size(config: RT1Config, tmp_path: Path) -> None:
-    from transformers import EfficientNetConfig, EfficientNetForImageClassification
-
-    shape = EfficientNetConfig(width_coefficient=0.2, depth_coefficient=0.1, hidden_dim=256, num_labels=3)
-    theirs = tiny.seeded(EfficientNetForImageClassification, shape)
-    theirs.save_pretrained(tmp_path)
-    vision = replace(config.vision, source=str(tmp_path))
-    ours = vision.build(8, pretrained=True).efficientnet
-    assert ours.encoder.top_conv.weight.equal(theirs.efficientnet.encoder.top_conv.weight)
-    assert ours.encoder.blocks[3].projection.project_bn.momentum == 0.5
-    with pytest.raises(UserError, match="an EfficientNet of width 0.2 and depth 0.1, but the recipe is made for 0.4"):
-        replace(vision, width=0.4).build(8, pretrained=True)
-    with pytest.raises(UserError, match="Could not load EfficientNetModel"):
-        replace(vision, source=str(tmp_path / "nowhere")).build(8, pretrained=True)
-
-
-def test_film_scales_and_shifts_after_every_block(config: RT1Config) -> None:
-    vision = config.vision.build(8, pretrained=False).eval()
-    with torch.no_grad():
-        vision.films[-1].multiply.bias.fill_(1.0)
-        vision.films[-1].add.weight[:, 0] = 3.0
-    seen: list[torch.Tensor] = []
-    vision.efficientnet.encoder.blocks[-1].register_forward_hook(lambda _, __, out: seen.append(out))
-    vision.films[-1].register_forward_hook(lambda _, __, out: seen.append(out))
-    sentence = torch.eye(8)[:2]
-    vision(torch.randint(256, (2, SIDE, SIDE, 3), dtype=torch.uint8), sentence)
-    torch.testing.assert_close(seen[1], 2 * seen[0] + 3 * sentence[:, :1, None, None])
-
-
-def test_token_learner_is_a_softmax_over_cells() -> None:
-    learner = FilmEfficientNet(SIDE, 0.2, 0.1, features=16, tokens=3).build(8, pretrained=False).learner
-    cells = np.random.default_rng(0).standard_normal((2, 5, 16)).astype(np.float32)
-    weights = {name: value.detach().numpy() for name, value in learner.state_dict().items()}
-    x = (cells - cells.mean(-1, keepdims=True)) / np.sqrt(cells.var(-1, keepdims=True) + 1e-6)
-    x = x @ weights["up.weight"].T + weights["up.bias"]
-    x = x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
-    choice = np.exp(x @ weights["down.weight"].T + weights["down.bias"])
-    choice /= choice.sum(1, keepdims=True)
-    expected = np.einsum("bck,bcd->bkd", choice, cells)
-    np.testing.assert_allclose(learner(torch.from_numpy(cells)).detach().numpy(), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_bins_are_the_published_ones() -> None:
-    actions = torch.tensor([[0.0, 1.0, -1.5, np.pi / 2, -np.pi / 2, 0.0, 1.0], [0.999, -1, 3, 0, 9, -9, 0.0]])
-    assert RT1.actions.encode(actions).tolist() == [
-        [1, 127, 255, 0, 255, 0, 127, 0, 127, 127, 127],
-        [1, 254, 0, 255, 127, 255, 0, 255, 127, 127, 127],
-    ]
-    assert RT1_X.actions.encode(actions)[0].tolist() == [1, 255, 383, 63, 511, 0, 255, 0, 255, 255, 255]
-
-
-@pytest.mark.parametrize("columns", [ARM_7, ARM_4, (*ARM_7, "base_rotation"), ("base_displacement_y",)])
-def test_decoding_loses_less_than_a_bin(columns: tuple[str, ...]) -> None:
-    tokens = ActionTokens(columns=columns, bins=64, rotation_delta=(-1.0, 1.0), base_rotation=(-1.0, 1.0))
-    actions = torch.rand(500, len(columns)) * 2 - 1
-    if "gripper_closedness" in columns:
-        actions[:, columns.index("gripper_closedness")].abs_()
-    decoded = tokens.decode(tokens.encode(actions))
-    assert ((decoded - actions).abs() <= 2 / 63 + 1e-6).all()
-
-
-def test_absent_dimensions_are_neutral_and_count_where_any_column_does() -> None:
-    tokens = ActionTokens(columns=ARM_4, bins=16)
-    assert tokens.encode(torch.tensor([1.0, 1.0, 1.0, 0.5])).tolist() == [1, 15, 15, 15, 7, 7, 7, 7, 7, 7, 7]
-    counts = tokens.counts(torch.tensor([[True, False, True, True], [False] * 4]))
-    assert counts.tolist() == [[True, True, False] + [True] * 8, [False] * 11]
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"columns": ("world_vector_x", "gripper")}, "no action dimension 'gripper'.*gripper_closedness"),
-        ({"columns": ("terminate_episode",)}, "no action dimension 'terminate_episode'"),
-        ({"columns": ("world_vector_x",) * 2}, "a dimension of its own"),
-        ({"columns": ()}, "a dimension of its own"),
-        ({"bins": 2}, "at least 3 bins"),
-        ({"world_vector": (1.0, 1.0)}, "below the highest"),
-    ],
-)
-def test_actions_that_are_none_of_rt1s_are_refused(changes: dict, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        replace(RT1.actions, **changes)
 
 
 @pytest.mark.parametrize("start", ["shifted", "zeros"])
@@ -356,43 +248,6 @@ def test_an_unknown_sentence_is_refused_with_near_ones(config: RT1Config) -> Non
     model, inputs = build(config), make_batch(1).inputs()
     with pytest.raises(UserError, match="'open the drawers' is none of the 2 sentences.*'open the drawer'"):
         model.prepare(replace(inputs, instructions=["open the drawers"]))
-
-
-def test_embeddings_come_back_as_written(table: EmbeddingTable, tmp_path: Path) -> None:
-    rows = np.random.default_rng(1).standard_normal((2, 8)).astype(np.float32)
-    write_embeddings(tmp_path / "two.safetensors", {"a": rows[0], "ä": rows[1]})
-    found = replace(table, path=str(tmp_path / "two.safetensors")).build(pretrained=True)(["ä", "a", "ä"])
-    np.testing.assert_array_equal(found.numpy(), rows[[1, 0, 1]])
-
-
-def test_files_that_hold_no_embeddings_are_refused(table: EmbeddingTable, tmp_path: Path) -> None:
-    from safetensors.numpy import save_file
-
-    path = tmp_path / "bad.safetensors"
-    broken = replace(table, path=str(path))
-    with pytest.raises(UserError, match="There is no file"):
-        broken.build(pretrained=True)
-    path.write_bytes(b"\x80\x04 not safetensors")
-    with pytest.raises(UserError, match="is not a safetensors file of sentence embeddings"):
-        broken.build(pretrained=True)
-    good = np.zeros((1, 8), np.float32)
-    for tensors, metadata in (
-        ({"embeddings": good}, None),
-        ({"embeddings": good}, {"sentences": "{"}),
-        ({"embeddings": good}, {"sentences": '["a", "b"]'}),
-        ({"embeddings": good}, {"sentences": "[1]"}),
-        ({"embeddings": good[:, :4]}, {"sentences": '["a"]'}),
-        ({"embeddings": good.astype(np.int32)}, {"sentences": '["a"]'}),
-        ({"other": good}, {"sentences": '["a"]'}),
-    ):
-        save_file(tensors, path, metadata)
-        with pytest.raises(UserError, match="is not a safetensors file of sentence embeddings"):
-            broken.build(pretrained=True)
-    save_file({"embeddings": good * np.nan}, path, {"sentences": '["a"]'})
-    with pytest.raises(UserError, match="NaN"):
-        broken.build(pretrained=True)
-    with pytest.raises(UserError, match="vectors of one length"):
-        write_embeddings(path, {"a": good[0], "b": good[0, :4]})
 
 
 def test_another_text_encoder_is_pooled_over_real_tokens_only(config: RT1Config, tmp_path: Path) -> None:

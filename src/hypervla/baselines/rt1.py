@@ -184,11 +184,9 @@ class RT1Policy(nn.Module):
         """The likeliest tokens, as an action. All images of the window are looked at anew; a controller that keeps
         `look`'s tokens, which do not depend on the place in the window, needs one image per step."""
         images, real, sentence = tensors
+        newest = real.shape[1] - 1 - self._unseen(real)
         images, real, _ = self._window(images, real)
         features = self.attend(self.look(images, real, sentence))
-        newest = (
-            real.sum(1) - 1 if self.config.start == "shifted" else torch.full_like(real[:, 0], -1, dtype=torch.long)
-        )
         tokens = self.output(features[torch.arange(len(real), device=real.device), newest]).argmax(-1)
         return self.config.actions.decode(tokens).unsqueeze(1)
 
@@ -214,19 +212,20 @@ class RT1Policy(nn.Module):
         """The features from which each action token of each step is read: those of the token before it."""
         zeros = images.new_zeros(*images.shape[:2], ACTIONS, images.shape[-1])
         steps = torch.cat([images, zeros], 2)
-        return self.transformer(steps.flatten(1, 2), self.mask).unflatten(1, steps.shape[1:3])[
-            :, :, self.config.vision.tokens - 1 : -1
-        ]
+        features = self.transformer(steps.flatten(1, 2), self.mask).unflatten(1, steps.shape[1:3])
+        return features[:, :, self.config.vision.tokens - 1 : -1]
 
     def _window(
         self, images: UInt8[Tensor, "B T h w 3"], real: Bool[Tensor, "B T"]
     ) -> tuple[UInt8[Tensor, "B T h w 3"], Bool[Tensor, "B T"], Int64[Tensor, "B T"]]:
         """The window as the transformer sees it, and where its steps stood."""
-        missing = (
-            (~real).sum(1, keepdim=True) if self.config.start == "shifted" else real.new_zeros(len(real), 1).long()
-        )
-        order = (torch.arange(real.shape[1], device=real.device) + missing) % real.shape[1]
+        places = torch.arange(real.shape[1], device=real.device)
+        order = (places + self._unseen(real).unsqueeze(1)) % real.shape[1]
         return _along_window(images, order), _along_window(real, order), order
+
+    def _unseen(self, real: Bool[Tensor, "B T"]) -> Int64[Tensor, " B"]:
+        """By how many places the window begins later than the first that is looked at."""
+        return (~real).sum(1) * (self.config.start == "shifted")
 
 
 class Transformer(nn.Module):
