@@ -10,7 +10,7 @@ from rich.console import Console
 
 from hypervla import cli
 from hypervla.benchmark import FIGURES, describe, table
-from hypervla.training.recipes import metaworld_small, paper
+from hypervla.training.recipes import RECIPES, metaworld_small, paper
 
 PUBLISHED = {
     "generated": 201_500,
@@ -48,6 +48,17 @@ def test_info_prints_every_figure_and_the_reason_for_each_difference() -> None:
     text = capture.get()
     assert all(f"{value:,}" in text for value in PUBLISHED.values())
     assert all(figure.paper in text and figure.difference in text for figure in FIGURES)
+
+
+SYSTEMS = {"rt1": (35_252_128, 35_120_544), "rt1_x": (56_896_809, 56_896_809)}
+"""All parameters, and those read per control step."""
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_the_compared_systems_have_their_published_sizes(name: str, counts: dict[str, int]) -> None:
+    found = describe(RECIPES[name]().model)
+    assert set(found) == set(counts)
+    assert (found["total"], found["activated"]) == SYSTEMS[name]
 
 
 def test_info_as_json_holds_the_figures_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:

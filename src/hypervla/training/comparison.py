@@ -11,6 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from hypervla.baselines.rt1 import RT1Config, RT1Transformer
+from hypervla.baselines.rt1_actions import ARM_4, ActionTokens
+from hypervla.baselines.rt1_sentence import SentenceEncoder
+from hypervla.baselines.rt1_vision import FilmEfficientNet
 from hypervla.data.stream import Sampling
 from hypervla.embodiment import METAWORLD_SAWYER, Embodiment
 from hypervla.models.action_head import LinearHead, ReleasedHead
@@ -103,6 +107,24 @@ def small_monolithic(robot: Embodiment = METAWORLD_SAWYER) -> Recipe:
     return _compared("small_monolithic", MonolithicConfig(ENCODER, POLICY, HEAD, instruction_encoder=MINILM))
 
 
+def small_rt1(robot: Embodiment = METAWORLD_SAWYER) -> Recipe:
+    """RT-1 in small: FiLM-EfficientNet from scratch, TokenLearner, the transformer, one action in 256 bins."""
+    model = RT1Config(
+        sentence=SentenceEncoder(MINILM, width=256),
+        vision=FilmEfficientNet(image_size=128, width=0.5, depth=0.5, features=256, source=None),
+        transformer=RT1Transformer(layers=4, heads=4, key=64),
+        actions=ActionTokens(columns=ARM_4),
+        window=1,
+        unused_embedding=False,
+    )
+    return _bounded(_compared("small_rt1", model))
+
+
+def _bounded(recipe: Recipe) -> Recipe:
+    """Actions in bins want bounds."""
+    return replace(recipe, sampling=replace(recipe.sampling, normalisation="bounds"))
+
+
 RECIPES: tuple[Callable[..., Recipe], ...] = (
     small_hypervla,
     small_hypervla_no_normalisation,
@@ -112,4 +134,5 @@ RECIPES: tuple[Callable[..., Recipe], ...] = (
     small_hypervla_patches,
     small_alone,
     small_monolithic,
+    small_rt1,
 )

@@ -13,7 +13,7 @@ from hypervla.models.action_head import ReleasedHead
 from hypervla.models.backbones import MINILM, T5_BASE, ConvNet, DinoV2
 from hypervla.models.hypernetwork import HypernetworkConfig
 from hypervla.models.hypervla import HyperVLAConfig, PolicyConfig
-from hypervla.training import comparison
+from hypervla.training import comparison, systems
 from hypervla.training.optimizer import OptimizerConfig
 from hypervla.training.recipe import Recipe, head_for
 
@@ -126,7 +126,7 @@ def small(robot: Embodiment = METAWORLD_SAWYER) -> Recipe:
 
 
 RECIPES: Mapping[str, Callable[..., Recipe]] = {
-    make.__name__: make for make in (paper, metaworld_small, small, *comparison.RECIPES)
+    make.__name__: make for make in (paper, metaworld_small, small, *systems.RECIPES, *comparison.RECIPES)
 }
 
 
