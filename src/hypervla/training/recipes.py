@@ -8,44 +8,15 @@ from collections.abc import Callable, Mapping
 from hypervla.contracts import UserError
 from hypervla.data.augment import OCTO
 from hypervla.data.stream import Sampling
-from hypervla.embodiment import METAWORLD_SAWYER, WIDOWX, Embodiment
+from hypervla.embodiment import METAWORLD_SAWYER, Embodiment
 from hypervla.models.action_head import ReleasedHead
-from hypervla.models.backbones import MINILM, T5_BASE, ConvNet, DinoV2
+from hypervla.models.backbones import MINILM, ConvNet
 from hypervla.models.hypernetwork import HypernetworkConfig
 from hypervla.models.hypervla import HyperVLAConfig, PolicyConfig
-from hypervla.training import comparison, systems
+from hypervla.training import ablations, comparison, systems
 from hypervla.training.optimizer import OptimizerConfig
+from hypervla.training.paper import paper
 from hypervla.training.recipe import Recipe, head_for
-
-
-def paper(robot: Embodiment = WIDOWX) -> Recipe:
-    """HyperVLA as published, on Open X-Embodiment.
-
-    hypervla train paper --mixture oxe_hypervla --data OXE --out runs/paper
-
-    Published: 100,000 steps of 256 samples, less than a day on four A5000; SIMPLER 63 % (Google robot), 40 % (WidowX).
-    Here: sizes, losses and optimizer only are verified; nobody has trained it with this code yet.
-    """
-    return Recipe(
-        name="paper",
-        model=HyperVLAConfig(
-            backbone=DinoV2(),
-            instruction_encoder=T5_BASE,
-            hypernetwork=HypernetworkConfig(),
-            policy=PolicyConfig(),
-            head=head_for(robot, horizon=4),
-            cameras=len(robot.cameras),
-        ),
-        sampling=Sampling(augmentation=OCTO),
-        optimizer=OptimizerConfig(),
-        steps=100_000,
-        batch_contexts=256,
-        seed=2025,
-        memory_gb=0.0,
-        precision="float32",
-        trace=False,
-        checkpoint_dtype="float32",
-    )
 
 
 def metaworld_small(robot: Embodiment = METAWORLD_SAWYER) -> Recipe:
@@ -126,7 +97,8 @@ def small(robot: Embodiment = METAWORLD_SAWYER) -> Recipe:
 
 
 RECIPES: Mapping[str, Callable[..., Recipe]] = {
-    make.__name__: make for make in (paper, metaworld_small, small, *systems.RECIPES, *comparison.RECIPES)
+    make.__name__: make
+    for make in (paper, metaworld_small, small, *ablations.RECIPES, *systems.RECIPES, *comparison.RECIPES)
 }
 
 
