@@ -59,7 +59,7 @@ def judge(arguments: argparse.Namespace, run: Path, out: Path) -> dict:
 
 
 def compare(arguments: argparse.Namespace, name: str) -> None:
-    from hypervla.benchmark import describe
+    from hypervla.benchmark.counts import describe
     from hypervla.runtime.provenance import code_commit, machine
     from hypervla.training.recipes import recipe
 
@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("systems", nargs="+", help="recipes, such as small_hypervla")
     parser.add_argument("--data", required=True, help="folder of the demonstrations")
     parser.add_argument("--out", type=Path, required=True, help="folder for runs and results")
-    parser.add_argument("--steps", type=int, default=2_500, help="steps of the equal-samples budget")
+    parser.add_argument("--steps", type=int, default=1_500, help="steps of the equal-samples budget")
     parser.add_argument("--minutes", type=float, default=60.0, help="minutes of training of the equal-time budget")
     parser.add_argument("--suite", default="metaworld-mt10")
     parser.add_argument("--trials", type=int, default=30)

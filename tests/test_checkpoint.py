@@ -75,8 +75,8 @@ def test_the_backbone_alone_is_the_models_backbone(config: HyperVLAConfig, tmp_p
     backbone, _, digest = checkpoint.load_backbone(tmp_path)
     with torch.no_grad():
         assert torch.equal(backbone(images)[0], model.backbone(images)[0])
-    _, about, weights = checkpoint.load(tmp_path)
-    assert digest == about.backbone_digest(weights)
+    loaded, about, weights = checkpoint.load(tmp_path)
+    assert digest == about.backbone_digest(weights, loaded.backbone)
 
 
 def digest_of(folder: Path, config: HyperVLAConfig, touch: Callable[[HyperVLA], torch.Tensor] | None = None) -> str:
@@ -229,3 +229,19 @@ def test_every_recipes_model_survives_json(make) -> None:
     through = checkpoint.config_from_json(json.loads(json.dumps(checkpoint.config_to_json(config))))
     assert through == config
     assert hash(through) == hash(config)
+
+
+def test_a_frozen_backbone_comes_from_its_source_and_counts_in_the_digest(
+    text_folder: Path, vision_folder: Path, tmp_path: Path
+) -> None:
+    config = tiny.paper_shaped(text_folder, vision_folder, context_image="shared")
+    config = replace(config, backbone=replace(config.backbone, frozen=True))
+    model = tiny.save_checkpoint(tmp_path, config)
+    weights = checkpoint.read_weights(tmp_path / WEIGHTS, checkpoint.read_card(tmp_path).digest)
+    assert {name.split(".")[0] for name in weights} == {"hypernetwork"}
+    backbone, about, digest = checkpoint.load_backbone(tmp_path)
+    assert all(torch.equal(value, model.backbone.get_parameter(name)) for name, value in backbone.named_parameters())
+    assert digest == about.backbone_digest(weights, checkpoint.load(tmp_path)[0].backbone)
+    with torch.no_grad():
+        next(backbone.parameters()).add_(1)
+    assert digest != about.backbone_digest(weights, backbone)

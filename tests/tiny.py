@@ -15,9 +15,10 @@ from hypervla.data.record import record
 from hypervla.data.stream import Sampling
 from hypervla.embodiment import Camera, Embodiment
 from hypervla.models.action_head import ReleasedHead
-from hypervla.models.backbones import ConvNet, DinoV2, InstructionEncoder
+from hypervla.models.backbones import ConvNet, DinoV2
 from hypervla.models.hypernetwork import HypernetworkConfig
 from hypervla.models.hypervla import HyperVLA, HyperVLAConfig, PolicyConfig
+from hypervla.models.instruction_encoders import InstructionEncoder
 from hypervla.models.interface import Batch
 from hypervla.training.optimizer import OptimizerConfig
 from hypervla.training.recipe import Recipe

@@ -23,9 +23,10 @@ from hypervla.contracts import UserError
 from hypervla.durable import write_atomically
 from hypervla.embodiment import Embodiment
 from hypervla.models.action_head import LinearHead, ReleasedHead
-from hypervla.models.backbones import ConvNet, DinoV2, InstructionEncoder
+from hypervla.models.backbones import Clip, ConvNet, DinoV2, Siglip
 from hypervla.models.hypernetwork import HypernetworkConfig
 from hypervla.models.hypervla import HyperVLAConfig, PolicyConfig
+from hypervla.models.instruction_encoders import InstructionEncoder
 from hypervla.models.interface import ModelConfig
 from hypervla.models.monolithic import MonolithicConfig
 
@@ -39,6 +40,7 @@ CONFIGS = {
     config.__name__: config
     for config in (
         ActionTokens,
+        Clip,
         ConvNet,
         DinoV2,
         EmbeddingTable,
@@ -53,6 +55,7 @@ CONFIGS = {
         RT1Transformer,
         ReleasedHead,
         SentenceEncoder,
+        Siglip,
     )
 }
 """Every frozen dataclass that a model's configuration is made of; the card of a checkpoint names them."""
@@ -80,15 +83,18 @@ class Checkpoint:
             raise UserError(f"This checkpoint knows {what}: choose one of {', '.join(self.robots)}.")
         return self.robots[name]
 
-    def backbone_digest(self, weights: Mapping[str, Tensor]) -> str:
-        """sha256 of all that a task policy relies on besides its own weights: shared backbone, shapes and head."""
+    def backbone_digest(self, weights: Mapping[str, Tensor], backbone: nn.Module) -> str:
+        """sha256 of all that a task policy relies on besides its own weights: shared backbone, shapes and head.
+
+        The backbone counts as it is in the checkpoint's `weights`, or, when it is frozen and not there, as loaded.
+        """
         config = self.hypervla()
         parts = [config_to_json(part) for part in (config.backbone, config.policy, config.head, config.cameras)]
         digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
-        for name in sorted(weights):
-            if name.startswith(BACKBONE):
-                digest.update(name.encode())
-                digest.update(weights[name].contiguous().view(torch.uint8).numpy().tobytes())
+        own = {name: value for name, value in weights.items() if name.startswith(BACKBONE)}
+        for name, value in sorted((own or {BACKBONE + n: p for n, p in backbone.named_parameters()}).items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
     def hypervla(self) -> HyperVLAConfig:
@@ -170,10 +176,11 @@ def load_backbone(folder: Path, device: str = "cpu") -> tuple[nn.Module, Checkpo
     """Only what acting needs: the shared backbone, without hypernetwork or text encoder."""
     checkpoint = read_card(folder)
     weights = read_weights(folder / WEIGHTS, checkpoint.digest)
-    backbone = checkpoint.hypervla().backbone.build(pretrained=False)
+    shape = checkpoint.hypervla().backbone
+    backbone = shape.build(pretrained=getattr(shape, "frozen", False))
     own = {name.removeprefix(BACKBONE): value for name, value in weights.items() if name.startswith(BACKBONE)}
-    assign(dict(backbone.named_parameters()), own, folder)
-    return backbone.to(device).eval().requires_grad_(False), checkpoint, checkpoint.backbone_digest(weights)
+    assign({name: p for name, p in backbone.named_parameters() if p.requires_grad}, own, folder)
+    return backbone.to(device).eval().requires_grad_(False), checkpoint, checkpoint.backbone_digest(weights, backbone)
 
 
 def locate(name: str | Path) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import sys
@@ -13,6 +12,7 @@ from typing import Annotated, NoReturn
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
+from hypervla.bench_commands import bench_app, info
 from hypervla.data_commands import Cameras, Robot, Rows, data_app, told
 
 Flag = FlagCreatePairsOff[bool]
@@ -300,25 +300,8 @@ def evaluate(
     console.print(f"The report is in {page}", soft_wrap=True)
 
 
-@app.command
-def info(name: Positional[str], /, *, as_json: Annotated[Flag, arg(name="json")] = False) -> None:
-    """Count a model's parameters and operations, beside the paper's figures where it has any.
-
-    Example: hypervla info paper
-
-    Args:
-        name: A recipe, the folder of a checkpoint, or the name of a shipped one.
-        as_json: Print the numbers only, as JSON.
-    """
-    from hypervla import benchmark
-    from hypervla.arguments import find_model
-
-    if as_json:
-        print(json.dumps(benchmark.describe(find_model(name))))
-        return
-    from rich.console import Console
-
-    Console().print(benchmark.table(name, find_model(name)))
+app.command(info)
+app.command(bench_app, name="bench", help="Time the models beside the papers' figures.")
 
 
 def fail(message: str, code: int) -> NoReturn:

@@ -15,7 +15,7 @@ from hypervla.baselines.rt1_actions import ARM_4, ActionTokens
 from hypervla.baselines.rt1_sentence import EmbeddingTable, SentenceEncoder, write_embeddings
 from hypervla.baselines.rt1_vision import FilmEfficientNet
 from hypervla.contracts import UserError
-from hypervla.models.backbones import InstructionEncoder
+from hypervla.models.instruction_encoders import InstructionEncoder
 from hypervla.models.interface import Batch, Inputs, ModelConfig, Monolithic
 
 SENTENCES = ("open the drawer", "close the drawer")

@@ -14,7 +14,7 @@ from hypervla.baselines.rt1_sentence import SentenceEncoder
 from hypervla.baselines.rt1_vision import FilmEfficientNet
 from hypervla.baselines.rt1_weights import names, read_published
 from hypervla.contracts import UserError
-from hypervla.models.backbones import MINILM
+from hypervla.models.instruction_encoders import MINILM
 
 NET = "image_tokenizer/EfficientNetWithFilm_0"
 BLOCK = f"{NET}/MBConvBlock_0"

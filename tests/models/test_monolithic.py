@@ -10,9 +10,10 @@ import torch
 from tests import tiny
 
 from hypervla.models.action_head import ReleasedHead
-from hypervla.models.backbones import ConvNet, InstructionEncoder
+from hypervla.models.backbones import ConvNet
 from hypervla.models.generated import StaticWeights
 from hypervla.models.hypervla import PolicyConfig
+from hypervla.models.instruction_encoders import InstructionEncoder
 from hypervla.models.monolithic import MonolithicConfig, MonolithicPolicy
 
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from hypervla.contracts import UserError
 from hypervla.durable import write_atomically
-from hypervla.models.backbones import InstructionEncoder
+from hypervla.models.instruction_encoders import InstructionEncoder
 from hypervla.models.layers import lecun_normal_
 
 SENTENCE_WIDTH = 512

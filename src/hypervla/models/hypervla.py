@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from hypervla.contracts import UserError
 from hypervla.models.action_head import ActionHead
-from hypervla.models.backbones import InstructionEncoder, VisionBackbone
+from hypervla.models.backbones import VisionBackbone
 from hypervla.models.base_policy import BasePolicy
 from hypervla.models.hypernetwork import Hypernetwork, HypernetworkConfig
+from hypervla.models.instruction_encoders import InstructionEncoder
 from hypervla.models.interface import Batch, Role
 
 

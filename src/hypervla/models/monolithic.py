@@ -12,10 +12,11 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from hypervla.models.action_head import ActionHead
-from hypervla.models.backbones import InstructionEncoder, VisionBackbone
+from hypervla.models.backbones import VisionBackbone
 from hypervla.models.base_policy import BasePolicy
 from hypervla.models.generated import StaticWeights, fixed_noise
 from hypervla.models.hypervla import PolicyConfig, size
+from hypervla.models.instruction_encoders import InstructionEncoder
 from hypervla.models.interface import Batch, Inputs, Role
 from hypervla.models.layers import lecun_normal_
 

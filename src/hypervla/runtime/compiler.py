@@ -68,7 +68,7 @@ def load(name: str | Path, device: str = "cpu", robot: str | None = None) -> Com
     """
     model, about, weights = checkpoint.load(checkpoint.locate(name), device)
     if isinstance(model, HyperVLA):
-        return Compiler(model, about, about.backbone_digest(weights), device, robot)
+        return Compiler(model, about, about.backbone_digest(weights, model.backbone), device, robot)
     return Teller(model, about, device, robot)
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from hypervla.embodiment import WIDOWX, Embodiment
 from hypervla.models.action_head import LinearHead
+from hypervla.models.backbones import Clip, Siglip
 from hypervla.models.hypernetwork import HypernetworkConfig
 from hypervla.models.hypervla import HyperVLAConfig
 from hypervla.models.interface import ModelConfig
@@ -47,6 +48,24 @@ def paper_backbone_rate(robot: Embodiment = WIDOWX) -> Recipe:
     return replace(recipe, optimizer=replace(recipe.optimizer, backbone_rate=3e-4))
 
 
+def paper_frozen(robot: Embodiment = WIDOWX) -> Recipe:
+    """DINOv2 is not trained. Published: 54, 15."""
+    model = hypervla(robot)
+    frozen = replace(model, backbone=replace(model.backbone, frozen=True), context_image="shared")
+    return _changed("paper_frozen", robot, frozen)
+
+
+def paper_clip(robot: Embodiment = WIDOWX) -> Recipe:
+    """CLIP-B/16 in DINOv2's place, fine-tuned. Published: 59, 27; its initial image still went through DINOv2."""
+    return _changed("paper_clip", robot, replace(hypervla(robot), backbone=Clip()))
+
+
+def paper_siglip(robot: Embodiment = WIDOWX) -> Recipe:
+    """SigLIP-B/16 in DINOv2's place, not trained. Published: 34, 1; its initial image still went through DINOv2."""
+    siglip = replace(hypervla(robot), backbone=Siglip(frozen=True), context_image="shared")
+    return _changed("paper_siglip", robot, siglip)
+
+
 def paper_alone(robot: Embodiment = WIDOWX) -> Recipe:
     """No hypernetwork: one base policy that knows no instruction. Published: 9, 1."""
     model: HyperVLAConfig = hypervla(robot)
@@ -75,6 +94,9 @@ RECIPES: tuple[Callable[..., Recipe], ...] = (
     paper_no_normalisation,
     paper_linear_head,
     paper_backbone_rate,
+    paper_frozen,
+    paper_clip,
+    paper_siglip,
     paper_alone,
     paper_variance,
     paper_words_only,

@@ -3,7 +3,7 @@ models that differ in what they are. Nobody reads proprio, as in the papers.
 
     hypervla train small_hypervla --data data/mt10 --out runs/small_hypervla      (and so for each)
 
-Two CPU cores: 10 to 60 minutes for 2,500 steps of 256 samples each, by system; docs/log.md has the results.
+Two CPU cores: about 40 minutes of one core for 1,500 steps of 256 samples; docs/log.md has the results.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from hypervla.baselines.rt1_vision import FilmEfficientNet
 from hypervla.data.stream import Sampling
 from hypervla.embodiment import METAWORLD_SAWYER, Embodiment
 from hypervla.models.action_head import LinearHead, ReleasedHead
-from hypervla.models.backbones import MINILM, ConvNet
+from hypervla.models.backbones import ConvNet
 from hypervla.models.hypernetwork import HypernetworkConfig
 from hypervla.models.hypervla import HyperVLAConfig, PolicyConfig
+from hypervla.models.instruction_encoders import MINILM
 from hypervla.models.interface import ModelConfig
 from hypervla.models.monolithic import MonolithicConfig
 from hypervla.training.optimizer import OptimizerConfig
@@ -55,7 +56,7 @@ def _compared(name: str, model: ModelConfig) -> Recipe:
             view_shift=3,
         ),
         optimizer=OptimizerConfig(rate=5e-4, backbone_rate=1e-3, warmup=300, schedule="constant", ema_start=500),
-        steps=2_500,
+        steps=1_500,
         batch_contexts=32,
         seed=0,
         memory_gb=16.0,

@@ -5,9 +5,10 @@ from __future__ import annotations
 from hypervla.data.augment import OCTO
 from hypervla.data.stream import Sampling
 from hypervla.embodiment import WIDOWX, Embodiment
-from hypervla.models.backbones import T5_BASE, DinoV2
+from hypervla.models.backbones import DinoV2
 from hypervla.models.hypernetwork import HypernetworkConfig
 from hypervla.models.hypervla import HyperVLAConfig, PolicyConfig
+from hypervla.models.instruction_encoders import T5_BASE
 from hypervla.training.optimizer import OptimizerConfig
 from hypervla.training.recipe import Recipe, head_for
 

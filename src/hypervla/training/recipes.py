@@ -10,9 +10,10 @@ from hypervla.data.augment import OCTO
 from hypervla.data.stream import Sampling
 from hypervla.embodiment import METAWORLD_SAWYER, Embodiment
 from hypervla.models.action_head import ReleasedHead
-from hypervla.models.backbones import MINILM, ConvNet
+from hypervla.models.backbones import ConvNet
 from hypervla.models.hypernetwork import HypernetworkConfig
 from hypervla.models.hypervla import HyperVLAConfig, PolicyConfig
+from hypervla.models.instruction_encoders import MINILM
 from hypervla.training import ablations, comparison, systems
 from hypervla.training.optimizer import OptimizerConfig
 from hypervla.training.paper import paper

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from hypervla import cli
-from hypervla.benchmark import FIGURES, describe, table
+from hypervla.benchmark.counts import FIGURES, describe, table
 from hypervla.training.recipes import RECIPES, metaworld_small, paper
 
 PUBLISHED = {

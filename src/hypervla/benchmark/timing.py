@@ -1,0 +1,126 @@
+"""How long one control step takes, and how much memory: synchronised, warm, each model in a process of its own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import re
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from hypervla.contracts import UserError
+from hypervla.models.hypervla import HyperVLA
+from hypervla.models.interface import ModelConfig
+
+Precision = Literal["float32", "bfloat16"]
+WARM_UP, LEAST = 3, 20
+"""Steps that are not timed, and the fewest that are."""
+
+
+@dataclass(frozen=True)
+class Latency:
+    """What one model needed on one device; seconds and bytes."""
+
+    p50: float
+    p95: float
+    p99: float
+    steps: int
+    peak_bytes: int
+    """Of device memory on a GPU, weights included; on a CPU what the process grew by."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def measure(step: Callable[[], object], device: torch.device, seconds: float) -> tuple[float, float, float, int]:
+    """p50, p95 and p99 of one call in seconds, and how many calls were timed: at least LEAST, for about `seconds`."""
+    for _ in range(WARM_UP):
+        step()
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(times) < LEAST or time.perf_counter() < end:
+        synchronise(device)
+        began = time.perf_counter()
+        step()
+        synchronise(device)
+        times.append(time.perf_counter() - began)
+    p50, p95, p99 = (float(q) for q in np.quantile(times, (0.5, 0.95, 0.99)))
+    return p50, p95, p99, len(times)
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done what it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def most_memory() -> int:
+    """The most bytes this process has held so far. Linux keeps it by program; elsewhere the whole process counts, which
+    includes what its parent held when it was forked."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        (kilobytes,) = re.findall(r"VmHWM:\s*(\d+) kB", status.read_text())
+        return 1024 * int(kilobytes)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def control_step(model: Any) -> Callable[[], object]:
+    """One control step on one observation, as a call: with a HyperVLA's weights already generated."""
+    if not isinstance(model, HyperVLA):
+        tensors = model.example(1)
+        return lambda: model.infer(*tensors)
+    config, weight = model.config, next(model.hypernetwork.parameters())
+    size = config.image_size
+    images = torch.zeros(1, 1, config.cameras, size, size, 3, dtype=torch.uint8, device=weight.device)
+    proprio = torch.zeros(1, 1, config.proprio_size).to(weight) if config.proprio_size else None
+    flat = torch.cat([model.hypernetwork.kernel_heads.bias, model.hypernetwork.other_heads.bias])[None].detach()
+    weights = model.policy.layout.split(flat)
+    return lambda: model.policy.act(weights, model.tokens(images), proprio)
+
+
+def latency(config: ModelConfig, device: str, precision: Precision = "float32", seconds: float = 10.0) -> Latency:
+    """One control step of the model with random weights, in a fresh process. Raises UserError if it does not fit."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_report, args=(theirs, config, device, precision, seconds), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        answer = ours.recv()
+    except EOFError:
+        process.join()
+        raise UserError(
+            f"Timing {type(config).__name__.removesuffix('Config')} ended with exit code {process.exitcode}, most "
+            f"likely for want of memory: choose a machine with more, or a smaller model with --scale."
+        ) from None
+    process.join()
+    if isinstance(answer, str):
+        raise UserError(answer)
+    return answer
+
+
+def _report(pipe: Any, config: ModelConfig, device: str, precision: Precision, seconds: float) -> None:
+    """In the fresh process: build, time, and send a Latency, or the reason why there is none."""
+    try:
+        pipe.send(_here(config, torch.device(device), precision, seconds))
+    except (torch.OutOfMemoryError, MemoryError):
+        name = type(config).__name__.removesuffix("Config")
+        pipe.send(f"{name} does not fit the memory of {device}: choose a device with more, or --scale small.")
+
+
+@torch.inference_mode()
+def _here(config: ModelConfig, device: torch.device, precision: Precision, seconds: float) -> Latency:
+    before = most_memory()
+    torch.set_default_dtype(getattr(torch, precision))
+    with device:
+        model = config.build(pretrained=False).eval()
+    with torch.device(device):
+        found = measure(control_step(model), device, seconds)
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else most_memory() - before
+    return Latency(*found, peak_bytes=peak)

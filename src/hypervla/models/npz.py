@@ -1,0 +1,45 @@
+"""Named arrays in one npz file: how weights of other people's code arrive and leave. Never with pickle."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hypervla.contracts import UserError
+from hypervla.durable import write_atomically
+
+DAMAGE = (ValueError, OSError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+"""What NumPy and zipfile raise for a file that is no npz of plain arrays."""
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """Every array. Raises UserError for another kind of file, and for arrays that are no floating-point numbers, among
+    them those that only pickle could read."""
+    if not path.is_file():
+        raise UserError(f"There is no file {path}: export the checkpoint to an npz of its arrays first.")
+    try:
+        file, arrays = np.load(path, allow_pickle=False), None
+        if isinstance(file, np.lib.npyio.NpzFile):
+            with file:
+                arrays = {name: file[name] for name in file.files}
+    except DAMAGE as error:
+        raise UserError(f"{path} is not an npz of plain arrays ({error}): export it again, without pickle.") from error
+    if arrays is None:
+        raise UserError(f"{path} holds a single array, not an npz of named ones: export it with numpy.savez.")
+    for name, array in arrays.items():
+        if not np.issubdtype(array.dtype, np.floating):
+            raise UserError(f"{path} holds '{name}' as {array.dtype}, but weights are floating-point numbers.")
+    return arrays
+
+
+def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """The arrays, uncompressed, in a file that is written whole or not at all."""
+    data, named = io.BytesIO(), dict[str, Any](arrays)
+    np.savez(data, **named)
+    write_atomically(path, data.getvalue())

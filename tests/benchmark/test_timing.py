@@ -1,0 +1,69 @@
+"""Latency of a control step: waits for the device, is warm, and tells what does not fit."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+
+import pytest
+import torch
+
+from hypervla import cli
+from hypervla.benchmark.tables import TABLE_3
+from hypervla.benchmark.timing import LEAST, WARM_UP, latency, measure
+from hypervla.contracts import UserError
+from hypervla.models.action_head import LinearHead
+from hypervla.models.backbones import ConvNet
+from hypervla.models.hypervla import PolicyConfig
+from hypervla.models.monolithic import MonolithicConfig
+from hypervla.training.recipes import RECIPES
+
+
+def test_the_quantiles_are_those_of_the_timed_steps() -> None:
+    waits = iter([0.0] * WARM_UP + [0.001] * (LEAST - 1) + [0.05])
+    p50, p95, p99, steps = measure(lambda: time.sleep(next(waits)), torch.device("cpu"), seconds=0.0)
+    assert steps == LEAST
+    assert 0.001 <= p50 < 0.02
+    assert p50 <= p95 < p99 <= 0.1
+
+
+def test_the_first_steps_are_not_timed() -> None:
+    waits = iter([0.2] * WARM_UP + [0.0] * LEAST)
+    assert measure(lambda: time.sleep(next(waits)), torch.device("cpu"), seconds=0.0)[2] < 0.1
+
+
+class TooLarge(MonolithicConfig):
+    def build(self, pretrained: bool = True):
+        raise torch.OutOfMemoryError("no")
+
+
+class Dying(MonolithicConfig):
+    def build(self, pretrained: bool = True):
+        os._exit(9)
+
+
+SHAPE = {"backbone": ConvNet(24, (4, 8), 4), "policy": PolicyConfig(8, 1, 2, 16), "head": LinearHead(2, 3)}
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [(TooLarge(**SHAPE), "TooLarge does not fit the memory of cpu"), (Dying(**SHAPE), "exit code 9")],
+)
+def test_what_does_not_fit_is_said_in_a_sentence(config, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        latency(config, "cpu", seconds=0.0)
+
+
+def test_every_row_names_recipes() -> None:
+    assert {name for row in TABLE_3 for name in (row.published, row.small)} <= set(RECIPES)
+
+
+def test_table_3_at_small_scale(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["bench", "table3", "--scale", "small", "--seconds", "0", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert [system["system"] for system in found["systems"]] == [row.name for row in TABLE_3]
+    for system in found["systems"]:
+        assert 0 < system["latency"]["p50"] <= system["latency"]["p95"] <= system["latency"]["p99"]
+        assert system["latency"]["peak_bytes"] > 0
+        assert system["skipped"] is None
