@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hypervla.baselines.octo import OctoCamera, OctoConfig, SmallStem
 from hypervla.baselines.rt1 import RT1Config, RT1Transformer
 from hypervla.baselines.rt1_actions import ActionTokens
 from hypervla.baselines.rt1_sentence import EmbeddingTable, SentenceEncoder
@@ -24,6 +25,7 @@ from hypervla.durable import write_atomically
 from hypervla.embodiment import Embodiment
 from hypervla.models.action_head import LinearHead, ReleasedHead
 from hypervla.models.backbones import Clip, ConvNet, DinoV2, Siglip
+from hypervla.models.diffusion import DiffusionHead
 from hypervla.models.hypernetwork import HypernetworkConfig
 from hypervla.models.hypervla import HyperVLAConfig, PolicyConfig
 from hypervla.models.instruction_encoders import InstructionEncoder
@@ -42,6 +44,7 @@ CONFIGS = {
         ActionTokens,
         Clip,
         ConvNet,
+        DiffusionHead,
         DinoV2,
         EmbeddingTable,
         FilmEfficientNet,
@@ -50,12 +53,15 @@ CONFIGS = {
         InstructionEncoder,
         LinearHead,
         MonolithicConfig,
+        OctoCamera,
+        OctoConfig,
         PolicyConfig,
         RT1Config,
         RT1Transformer,
         ReleasedHead,
         SentenceEncoder,
         Siglip,
+        SmallStem,
     )
 }
 """Every frozen dataclass that a model's configuration is made of; the card of a checkpoint names them."""
@@ -254,7 +260,7 @@ def config_to_json(config: Any) -> Any:
     if dataclasses.is_dataclass(config):
         fields = {f.name: config_to_json(getattr(config, f.name)) for f in dataclasses.fields(config)}
         return {"type": type(config).__name__} | fields
-    return list(config) if isinstance(config, tuple) else config
+    return [config_to_json(item) for item in config] if isinstance(config, tuple) else config
 
 
 def config_from_json(data: Any) -> Any:
@@ -262,7 +268,7 @@ def config_from_json(data: Any) -> Any:
     if isinstance(data, dict):
         fields = {name: config_from_json(value) for name, value in data.items() if name != "type"}
         return CONFIGS[data["type"]](**fields)
-    return tuple(data) if isinstance(data, list) else data
+    return tuple(config_from_json(item) for item in data) if isinstance(data, list) else data
 
 
 def shipped() -> Mapping[str, Path]:

@@ -51,6 +51,7 @@ def test_info_prints_every_figure_and_the_reason_for_each_difference() -> None:
 
 
 SYSTEMS = {"rt1": (35_252_128, 35_120_544), "rt1_x": (56_896_809, 56_896_809)}
+WITHOUT_T5 = {"octo_small": 27_042_060, "octo_base": 92_830_092}
 """All parameters, and those read per control step."""
 
 
@@ -59,6 +60,14 @@ def test_the_compared_systems_have_their_published_sizes(name: str, counts: dict
     found = describe(RECIPES[name]().model)
     assert set(found) == set(counts)
     assert (found["total"], found["activated"]) == SYSTEMS[name]
+
+
+@pytest.mark.parametrize("name", WITHOUT_T5)
+def test_octo_has_its_published_size(name: str, counts: dict[str, int]) -> None:
+    found = describe(RECIPES[name]().model)
+    assert set(found) == set(counts)
+    assert found["activated"] == found["total"] - found["instruction_encoder"] == WITHOUT_T5[name]
+    assert found["instruction_encoder"] == counts["instruction_encoder"]
 
 
 def test_info_as_json_holds_the_figures_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:

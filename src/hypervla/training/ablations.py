@@ -9,6 +9,7 @@ from dataclasses import replace
 from hypervla.embodiment import WIDOWX, Embodiment
 from hypervla.models.action_head import LinearHead
 from hypervla.models.backbones import Clip, Siglip
+from hypervla.models.diffusion import DiffusionHead
 from hypervla.models.hypernetwork import HypernetworkConfig
 from hypervla.models.hypervla import HyperVLAConfig
 from hypervla.models.interface import ModelConfig
@@ -40,6 +41,12 @@ def paper_linear_head(robot: Embodiment = WIDOWX) -> Recipe:
     """The head of the paper's text, squared error on all seven dimensions; the released code has none such."""
     model = replace(hypervla(robot), head=LinearHead(horizon=4, action_size=robot.action_size))
     return _changed("paper_linear_head", robot, model)
+
+
+def paper_diffusion_head(robot: Embodiment = WIDOWX) -> Recipe:
+    """A diffusion head as Octo's, generated; 400,000 steps. Published: 53, 30."""
+    head = DiffusionHead(horizon=4, action_size=robot.action_size)
+    return replace(_changed("paper_diffusion_head", robot, replace(hypervla(robot), head=head)), steps=400_000)
 
 
 def paper_backbone_rate(robot: Embodiment = WIDOWX) -> Recipe:
@@ -93,6 +100,7 @@ RECIPES: tuple[Callable[..., Recipe], ...] = (
     paper_no_vision_backbone,
     paper_no_normalisation,
     paper_linear_head,
+    paper_diffusion_head,
     paper_backbone_rate,
     paper_frozen,
     paper_clip,

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from hypervla.baselines.octo import OctoCamera, OctoConfig, SmallStem
 from hypervla.baselines.rt1 import RT1Config, RT1Transformer
 from hypervla.baselines.rt1_actions import ARM_4, ActionTokens
 from hypervla.baselines.rt1_sentence import SentenceEncoder
@@ -19,6 +20,7 @@ from hypervla.data.stream import Sampling
 from hypervla.embodiment import METAWORLD_SAWYER, Embodiment
 from hypervla.models.action_head import LinearHead, ReleasedHead
 from hypervla.models.backbones import ConvNet
+from hypervla.models.diffusion import DiffusionHead
 from hypervla.models.hypernetwork import HypernetworkConfig
 from hypervla.models.hypervla import HyperVLAConfig, PolicyConfig
 from hypervla.models.instruction_encoders import MINILM
@@ -121,6 +123,27 @@ def small_rt1(robot: Embodiment = METAWORLD_SAWYER) -> Recipe:
     return _bounded(_compared("small_rt1", model))
 
 
+def small_octo(robot: Embodiment = METAWORLD_SAWYER) -> Recipe:
+    """Octo in small: words, two frames and a readout in one transformer, its stem, its diffusion head."""
+    model = OctoConfig(
+        instruction_encoder=replace(MINILM, length=16),
+        views=(OctoCamera("corner2", 128),),
+        head=DiffusionHead(horizon=4, action_size=4, hidden=128),
+        width=96,
+        layers=4,
+        heads=4,
+        mlp=384,
+        stem=SmallStem(channels=(32, 64, 96, 128), features=192),
+    )
+    return _compared("small_octo", model)
+
+
+def small_hypervla_diffusion(robot: Embodiment = METAWORLD_SAWYER) -> Recipe:
+    """The paper's ablation: a generated diffusion head, here a quarter as wide as Octo's."""
+    head = DiffusionHead(horizon=4, action_size=4, hidden=64)
+    return _compared("small_hypervla_diffusion", replace(HYPERVLA, head=head))
+
+
 def _bounded(recipe: Recipe) -> Recipe:
     """Actions in bins want bounds."""
     return replace(recipe, sampling=replace(recipe.sampling, normalisation="bounds"))
@@ -136,4 +159,6 @@ RECIPES: tuple[Callable[..., Recipe], ...] = (
     small_alone,
     small_monolithic,
     small_rt1,
+    small_octo,
+    small_hypervla_diffusion,
 )

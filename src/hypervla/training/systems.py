@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from hypervla.baselines.octo import OCTO_BASE, OCTO_SMALL, OctoConfig
 from hypervla.baselines.rt1 import RT1, RT1_X, RT1Config
+from hypervla.data.augment import OCTO
 from hypervla.data.stream import Sampling
-from hypervla.embodiment import WIDOWX, Embodiment
+from hypervla.embodiment import WIDOWX, Camera, Embodiment
 from hypervla.training.optimizer import OptimizerConfig
 from hypervla.training.recipe import Recipe
+
+OCTO_ROBOT = replace(WIDOWX, name="two cameras", cameras=(Camera("primary", 256, 256), Camera("wrist", 128, 128)))
+"""Whom the published weights are for."""
 
 
 def _rt1(name: str, model: RT1Config) -> Recipe:
@@ -53,4 +58,46 @@ def rt1_x(robot: Embodiment = WIDOWX) -> Recipe:
     return _rt1("rt1_x", RT1_X)
 
 
-RECIPES: tuple[Callable[..., Recipe], ...] = (rt1, rt1_x)
+def _octo(name: str, model: OctoConfig, robot: Embodiment) -> Recipe:
+    """The released pretraining: half of the samples are told their goal by an image, half of the episodes rephrased."""
+    views = model.views[: len(robot.cameras)]
+    return Recipe(
+        name=name,
+        model=replace(model, views=views, head=replace(model.head, action_size=robot.action_size)),
+        sampling=Sampling(
+            image_size=model.image_size,
+            window=model.window,
+            horizon=model.horizon,
+            rephrase=0.5,
+            goal_images=0.5,
+            unlabelled=True,
+            augmentation=OCTO,
+        ),
+        optimizer=OptimizerConfig(rate=3e-4, decay=0.1),
+        steps=300_000,
+        batch_contexts=512,
+        seed=42,
+        memory_gb=0.0,
+        precision="float32",
+        trace=False,
+        checkpoint_dtype="float32",
+    )
+
+
+def octo_small(robot: Embodiment | None = None) -> Recipe:
+    """Octo-small 1.5, 27 M parameters without T5.
+
+    hypervla train octo_small --mixture oxe_hypervla --data OXE --out runs/octo_small
+
+    Published on 25 datasets, of which oxe_hypervla has the 13 with language. Without a robot it has both published
+    cameras, primary and wrist. Nobody has trained it with this code.
+    """
+    return _octo("octo_small", OCTO_SMALL, robot or OCTO_ROBOT)
+
+
+def octo_base(robot: Embodiment | None = None) -> Recipe:
+    """Octo-base 1.5, 93 M parameters without T5; else as octo_small."""
+    return _octo("octo_base", OCTO_BASE, robot or OCTO_ROBOT)
+
+
+RECIPES: tuple[Callable[..., Recipe], ...] = (rt1, rt1_x, octo_small, octo_base)
