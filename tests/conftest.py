@@ -13,6 +13,8 @@ import pytest
 from hypothesis import settings
 
 os.environ.setdefault("MUJOCO_GL", "egl")
+# Models here are tiny: two threads spend their time waiting for each other, a hundred times longer on a busy machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 _cache = tempfile.TemporaryDirectory(prefix="hypervla-cache-")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hypervla.baselines.octo import OctoCamera, OctoConfig, SmallStem
+from hypervla.baselines.openvla import OpenVLAConfig
 from hypervla.baselines.rt1 import RT1Config, RT1Transformer
 from hypervla.baselines.rt1_actions import ActionTokens
 from hypervla.baselines.rt1_sentence import EmbeddingTable, SentenceEncoder
@@ -26,11 +27,13 @@ from hypervla.embodiment import Embodiment
 from hypervla.models.action_head import LinearHead, ReleasedHead
 from hypervla.models.backbones import Clip, ConvNet, DinoV2, Siglip
 from hypervla.models.diffusion import DiffusionHead
+from hypervla.models.fused_vision import FusedVision, VitShape
 from hypervla.models.hypernetwork import HypernetworkConfig
 from hypervla.models.hypervla import HyperVLAConfig, PolicyConfig
 from hypervla.models.instruction_encoders import InstructionEncoder
 from hypervla.models.interface import ModelConfig
 from hypervla.models.monolithic import MonolithicConfig
+from hypervla.models.vision_language import LanguageModel, VisionLanguage
 
 FORMAT = 2
 """Format 1 held one robot; it is still read."""
@@ -48,13 +51,16 @@ CONFIGS = {
         DinoV2,
         EmbeddingTable,
         FilmEfficientNet,
+        FusedVision,
         HyperVLAConfig,
         HypernetworkConfig,
         InstructionEncoder,
+        LanguageModel,
         LinearHead,
         MonolithicConfig,
         OctoCamera,
         OctoConfig,
+        OpenVLAConfig,
         PolicyConfig,
         RT1Config,
         RT1Transformer,
@@ -62,6 +68,8 @@ CONFIGS = {
         SentenceEncoder,
         Siglip,
         SmallStem,
+        VisionLanguage,
+        VitShape,
     )
 }
 """Every frozen dataclass that a model's configuration is made of; the card of a checkpoint names them."""

@@ -50,7 +50,11 @@ def test_info_prints_every_figure_and_the_reason_for_each_difference() -> None:
     assert all(figure.paper in text and figure.difference in text for figure in FIGURES)
 
 
-SYSTEMS = {"rt1": (35_252_128, 35_120_544), "rt1_x": (56_896_809, 56_896_809)}
+SYSTEMS = {
+    "rt1": (35_252_128, 35_120_544),
+    "rt1_x": (56_896_809, 56_896_809),
+    "openvla": (7_541_237_184, 7_541_237_184 - 15_238_352 - 15_239_504 - 2_304 - 12_598_272 - 2_048),
+}
 WITHOUT_T5 = {"octo_small": 27_042_060, "octo_base": 92_830_092}
 """All parameters, and those read per control step."""
 

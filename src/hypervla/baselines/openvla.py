@@ -20,7 +20,7 @@ from hypervla.contracts import UserError
 from hypervla.models.action_tokens import BINS, bins_of, values_of
 from hypervla.models.fused_vision import FusedVision, FusedVisionBackbone
 from hypervla.models.hypervla import size
-from hypervla.models.instruction_encoders import load_pretrained
+from hypervla.models.instruction_encoders import load_tokenizer
 from hypervla.models.interface import Batch, Inputs, Role
 from hypervla.models.vision_language import (
     LLAMA_2_7B,
@@ -95,11 +95,7 @@ class OpenVLA(nn.Module):
         super().__init__()
         self.config = config
         self.model = VisionLanguageModel(config.model, pretrained)
-        self.tokenizer: Any = None
-        if pretrained:
-            from transformers import AutoTokenizer
-
-            self.tokenizer = load_pretrained(AutoTokenizer, config.model.language.tokenizer)
+        self.tokenizer: Any = load_tokenizer(config.model.language.tokenizer) if pretrained else None
         if pretrained and config.source is not None:
             load_published(config.source, self.model)
         self._seen: dict[str, list[int]] = {}

