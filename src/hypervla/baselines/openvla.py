@@ -22,6 +22,7 @@ from hypervla.models.fused_vision import FusedVision, FusedVisionBackbone
 from hypervla.models.hypervla import size
 from hypervla.models.instruction_encoders import load_tokenizer
 from hypervla.models.interface import Batch, Inputs, Role
+from hypervla.models.lora import LoRA, inject
 from hypervla.models.vision_language import (
     LLAMA_2_7B,
     VisionLanguage,
@@ -51,8 +52,14 @@ class OpenVLAConfig:
     """Id that the prompt ends with: Llama's piece for a lone space."""
     source: str | None = "openvla/openvla-7b"
     """Folder or hub id of the published safetensors; None starts from random weights."""
+    lora: LoRA | None = None
+    """Adapters that are trained, and saved, in place of the published weights."""
 
     def __post_init__(self) -> None:
+        if self.lora is not None and self.source is None:
+            raise UserError(
+                "Adapters beside random weights would be saved without them: give the model a source, or no lora."
+            )
         last = self.model.language.vocabulary
         if not BINS <= self.above_actions <= last:
             raise UserError(
@@ -98,6 +105,8 @@ class OpenVLA(nn.Module):
         self.tokenizer: Any = load_tokenizer(config.model.language.tokenizer) if pretrained else None
         if pretrained and config.source is not None:
             load_published(config.source, self.model)
+        if config.lora is not None:
+            inject(self.model, config.lora)
         self._seen: dict[str, list[int]] = {}
 
     def trained_parameters(self) -> dict[str, Tensor]:
