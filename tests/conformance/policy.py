@@ -11,15 +11,16 @@ import pytest
 from hypervla.contracts import ActionChunk, Observation, Policy, UserError
 
 
-def check_policy(make: Callable[[], Policy], observe: Callable[[int], Observation]) -> None:
+def check_policy(make: Callable[[], Policy], observe: Callable[[int], Observation], *, trained: bool = True) -> None:
     """Raise AssertionError where a policy breaks the contract.
 
     `make` gives a policy at the start of an episode, always for the same task; `observe(seed)` an observation of its
-    robot.
+    robot. A policy that is not `trained` may do the same whatever it is shown.
     """
     predicts_chunks_the_robot_can_carry_out(make(), observe)
     the_same_episode_gives_the_same_actions(make, observe)
-    looks_at_what_it_is_shown(make, observe)
+    if trained:
+        looks_at_what_it_is_shown(make, observe)
     leaves_the_observation_alone(make(), observe(0))
     refuses_what_the_robot_cannot_have_seen(make(), observe(0))
 
