@@ -96,7 +96,8 @@ class Checkpoint:
             return next(iter(self.robots.values()))
         if name is None or name not in self.robots:
             what = "several robots" if name is None else f"no robot '{name}'"
-            raise UserError(f"This checkpoint knows {what}: choose one of {', '.join(self.robots)}.")
+            near = difflib.get_close_matches(name or "", self.robots, n=3, cutoff=0.4) or self.robots
+            raise UserError(f"This checkpoint knows {what}: choose one of {', '.join(near)}.")
         return self.robots[name]
 
     def backbone_digest(self, weights: Mapping[str, Tensor], backbone: nn.Module) -> str:

@@ -14,6 +14,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
 from hypervla.bench_commands import bench_app, info
 from hypervla.data_commands import Cameras, Robot, Rows, data_app, told
+from hypervla.weights_commands import weights_app
 
 Flag = FlagCreatePairsOff[bool]
 Device = Annotated[str, arg(help="cpu, cuda or cuda:N.")]
@@ -301,6 +302,7 @@ def evaluate(
 
 
 app.command(info)
+app.command(weights_app, name="weights", help="Published weights into checkpoints, and back.")
 app.command(bench_app, name="bench", help="Time the models beside the papers' figures.")
 
 

@@ -189,3 +189,10 @@ WIDOWX = Embodiment(
 )
 
 EMBODIMENTS: Mapping[str, Embodiment] = {robot.name: robot for robot in (METAWORLD_SAWYER, WIDOWX)}
+
+
+def find_embodiment(name: str) -> Embodiment:
+    """The known robot of that name. Raises UserError naming the known ones."""
+    if name not in EMBODIMENTS:
+        raise UserError(f"There is no robot '{name}'; there is {', '.join(EMBODIMENTS)}.")
+    return EMBODIMENTS[name]

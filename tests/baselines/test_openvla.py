@@ -13,8 +13,9 @@ from tests import tiny
 from torch import Tensor
 
 from hypervla.baselines.openvla import OPENVLA_7B, OpenVLA, OpenVLAConfig
-from hypervla.baselines.openvla_weights import load_published, statistics
+from hypervla.baselines.openvla_weights import load_published
 from hypervla.contracts import UserError
+from hypervla.data.published_statistics import read_statistics
 from hypervla.models.action_tokens import bins_of, values_of
 from hypervla.models.backbones import ConvNet
 from hypervla.models.fused_vision import DINO_L, SIGLIP_SO400M, FusedVision
@@ -258,9 +259,9 @@ def test_a_pickle_is_never_opened(published, tmp_path: Path) -> None:
 
 
 def test_statistics_are_asked_for_by_name(published) -> None:
-    folder = str(published[2])
-    assert statistics(folder, "kuka") == {"q01": [0.0], "q99": [1.0], "mask": [True]}
+    path = published[2] / "config.json"
+    assert read_statistics(path, "kuka") == {"action": {"q01": [0.0], "q99": [1.0], "mask": [True]}}
     with pytest.raises(UserError, match="no dataset 'bridge_dataset': say bridge_orig"):
-        statistics(folder, "bridge_dataset")
+        read_statistics(path, "bridge_dataset")
     with pytest.raises(UserError, match="several datasets: say bridge_orig or kuka"):
-        statistics(folder)
+        read_statistics(path)

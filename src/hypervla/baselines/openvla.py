@@ -52,13 +52,15 @@ class OpenVLAConfig:
     """Id that the prompt ends with: Llama's piece for a lone space."""
     source: str | None = "openvla/openvla-7b"
     """Folder or hub id of the published safetensors; None starts from random weights."""
+    frozen: bool = False
+    """The weights stay as they are in the source, and a checkpoint holds none."""
     lora: LoRA | None = None
     """Adapters that are trained, and saved, in place of the published weights."""
 
     def __post_init__(self) -> None:
-        if self.lora is not None and self.source is None:
+        if self.source is None and (self.frozen or self.lora is not None):
             raise UserError(
-                "Adapters beside random weights would be saved without them: give the model a source, or no lora."
+                "A checkpoint holds what is trained, so frozen random weights would be lost: give the model a source."
             )
         last = self.model.language.vocabulary
         if not BINS <= self.above_actions <= last:
@@ -105,6 +107,8 @@ class OpenVLA(nn.Module):
         self.tokenizer: Any = load_tokenizer(config.model.language.tokenizer) if pretrained else None
         if pretrained and config.source is not None:
             load_published(config.source, self.model)
+        if config.frozen:
+            self.requires_grad_(False)
         if config.lora is not None:
             inject(self.model, config.lora)
         self._seen: dict[str, list[int]] = {}

@@ -1,12 +1,9 @@
-"""The published OpenVLA folder: sharded safetensors under their own names, and its datasets' action statistics."""
+"""The published OpenVLA folder: sharded safetensors under their own names."""
 
 from __future__ import annotations
 
-import difflib
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -47,28 +44,6 @@ def load_published(source: str, model: nn.Module) -> None:
                     wanted[name].copy_(value)
         except (SafetensorError, OSError) as error:
             raise UserError(f"{folder / file} cannot be read ({error}): copy it again.") from error
-
-
-def statistics(source: str, key: str | None = None) -> Mapping[str, Any]:
-    """q01, q99, mean, std, mask and the like of one dataset's actions; `key` may be left out when there is one only.
-
-    Raises UserError naming the keys that are near.
-    """
-    path = find_folder(source) / "config.json"
-    try:
-        known = json.loads(path.read_text())["norm_stats"]
-        found = {name: dict(row["action"]) for name, row in known.items()}
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: the published folder holds action statistics there.") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} holds no action statistics under norm_stats ({error!r}): copy it again.") from error
-    if key is None and len(found) == 1:
-        return next(iter(found.values()))
-    if key not in found:
-        near = difflib.get_close_matches(key or "", found, n=3, cutoff=0.4) or sorted(found)
-        what = "several datasets" if key is None else f"no dataset '{key}'"
-        raise UserError(f"{path} holds statistics of {what}: say {' or '.join(near)}.")
-    return found[key]
 
 
 def find_folder(source: str) -> Path:

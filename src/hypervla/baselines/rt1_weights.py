@@ -6,7 +6,6 @@ Such a file is made once, where JAX is: restore the checkpoint, walk its tree, `
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from hypervla.baselines.rt1 import RT1Policy
 from hypervla.contracts import UserError
+from hypervla.models.npz import read_npz
 
 Turn = Callable[[np.ndarray], np.ndarray]
 Row = tuple[str, str, Turn]
@@ -30,7 +30,7 @@ def read_published(path: Path, model: RT1Policy) -> dict[str, Tensor]:
     Raises UserError for a file that is no npz of plain arrays, or holds another model's: with tensors missing, unknown,
     of other shapes or not finite.
     """
-    parameters, arrays = model.trained_parameters(), read_arrays(path)
+    parameters, arrays = model.trained_parameters(), read_npz(path)
     rows = list(names(model))
     if set(parameters) != {ours for ours, *_ in rows}:
         raise UserError(
@@ -61,25 +61,6 @@ def read_published(path: Path, model: RT1Policy) -> dict[str, Tensor]:
             raise UserError(f"{path} holds NaN or infinite numbers in '{theirs}': export the checkpoint again.")
         weights[ours] = torch.from_numpy(turned)
     return weights
-
-
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Every array of an npz. Raises UserError when there is none, or one that only pickle could read."""
-    if not path.is_file():
-        raise UserError(f"There is no file {path}: export the published checkpoint to an npz of its arrays first.")
-    try:
-        file, arrays = np.load(path, allow_pickle=False), None
-        if isinstance(file, np.lib.npyio.NpzFile):
-            with file:
-                arrays = {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is not an npz of plain arrays ({error}): export it again, without pickle.") from error
-    if arrays is None:
-        raise UserError(f"{path} holds a single array, not an npz of named ones: export it with numpy.savez.")
-    for name, array in arrays.items():
-        if not np.issubdtype(array.dtype, np.floating):
-            raise UserError(f"{path} holds '{name}' as {array.dtype}, but weights are floating-point numbers.")
-    return arrays
 
 
 def names(model: RT1Policy) -> Iterator[Row]:

@@ -1,0 +1,104 @@
+"""Weights of the original codes into checkpoints of ours, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hypervla import checkpoint
+from hypervla.baselines import octo_weights, rt1_weights
+from hypervla.baselines.octo import OctoConfig
+from hypervla.baselines.openvla import OpenVLAConfig
+from hypervla.baselines.openvla_weights import find_folder
+from hypervla.baselines.rt1 import RT1Config
+from hypervla.contracts import UserError
+from hypervla.data.normalize import Robot
+from hypervla.models import released_weights
+from hypervla.models.hypervla import HyperVLAConfig
+from hypervla.models.interface import ModelConfig
+from hypervla.models.npz import read_npz, write_npz
+from hypervla.runtime.provenance import code_commit
+
+Read = Callable[[str, Any], tuple[ModelConfig, Mapping[str, Tensor]]]
+
+
+def _hypervla(source: str, config: HyperVLAConfig) -> tuple[ModelConfig, Mapping[str, Tensor]]:
+    """Released weights were trained with Flax's rule for the position table, so they are run with it."""
+    flax = replace(config, backbone=replace(config.backbone, position_rule="flax"))
+    return flax, released_weights.from_flax(read_npz(Path(source)), flax)
+
+
+def _octo(source: str, config: OctoConfig) -> tuple[ModelConfig, Mapping[str, Tensor]]:
+    return config, octo_weights.read_published(Path(source), config)
+
+
+def _rt1(source: str, config: RT1Config) -> tuple[ModelConfig, Mapping[str, Tensor]]:
+    with torch.device("meta"):
+        model = config.build(pretrained=False)
+    return config, rt1_weights.read_published(Path(source), model)
+
+
+def _openvla(source: str, config: OpenVLAConfig) -> tuple[ModelConfig, Mapping[str, Tensor]]:
+    """Its weights stay where they are; the checkpoint names their folder and holds none."""
+    return replace(config, source=str(find_folder(source).resolve()), frozen=True), {}
+
+
+READERS: Mapping[type, Read] = {
+    HyperVLAConfig: _hypervla,
+    OctoConfig: _octo,
+    RT1Config: _rt1,
+    OpenVLAConfig: _openvla,
+}
+
+
+def import_weights(config: Any, source: str, robot: Robot, out: Path) -> int:
+    """A checkpoint of the published weights in `source`, for one robot; returns how many tensors it holds.
+
+    Raises UserError for weights of another model, a folder in use, or a model that nobody has published.
+    """
+    if (out / checkpoint.CARD).exists():
+        raise UserError(f"{out} already holds a checkpoint: choose another --out.")
+    if type(config) not in READERS:
+        raise UserError(
+            f"Nobody has published weights of a {type(config).__name__.removesuffix('Config')}: there are readers for "
+            f"HyperVLA (paper), Octo (octo_small, octo_base), RT-1-X (rt1_x) and OpenVLA (openvla)."
+        )
+    config, weights = READERS[type(config)](source, config)
+    checkpoint.save(
+        out,
+        weights,
+        config=config,
+        robots={robot.embodiment.name: robot.to_json()},
+        provenance={"imported": source, "step": 0, "commit": code_commit()},
+        dtype=torch.float32,
+    )
+    return len(weights)
+
+
+def export_weights(folder: Path, out: Path) -> int:
+    """A checkpoint as the flat npz of the original code's parameter tree; returns how many arrays it holds.
+
+    Raises UserError for a model whose original has no such file.
+    """
+    card = checkpoint.read_card(folder)
+    config: Any = card.config
+    writers: Mapping[type, Callable[[Mapping[str, Tensor], Any], dict[str, np.ndarray]]] = {
+        HyperVLAConfig: released_weights.to_flax,
+        OctoConfig: octo_weights.to_flax,
+    }
+    if type(config) not in writers:
+        raise UserError(
+            f"{folder} holds a {type(config).__name__.removesuffix('Config')}, which is not exported: HyperVLA "
+            f"and Octo are."
+        )
+    weights = checkpoint.read_weights(folder / checkpoint.WEIGHTS, card.digest)
+    floats = {name: value.float() for name, value in weights.items()}
+    arrays = writers[type(config)](floats, config)
+    write_npz(out, arrays)
+    return len(arrays)

@@ -1,0 +1,81 @@
+"""`hypervla weights`: published weights of the original codes into checkpoints, and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tyro.conf import Positional, arg
+
+weights_app = tyro.extras.SubcommandApp()
+Out = Annotated[Path, arg(aliases=["-o"])]
+
+
+@weights_app.command(name="import")
+def import_(
+    source: Positional[str],
+    /,
+    *,
+    recipe: str,
+    out: Out,
+    robot: str | None = None,
+    data: str | None = None,
+    statistics: Path | None = None,
+    key: str | None = None,
+) -> None:
+    """Make a checkpoint of published weights, so that eval, act and train --init take them.
+
+    Example: hypervla weights import octo-small.npz --recipe octo_small --data bridge_dataset --out runs/octo-small
+
+    Args:
+        source: An npz that scripts/octo_to_npz.py or scripts/hypervla_to_npz.py wrote, RT-1-X's npz, or OpenVLA's
+            folder of safetensors.
+        recipe: The recipe whose model it is, such as paper, octo_small, rt1_x or openvla.
+        out: Folder of the checkpoint.
+        robot: Name of a known robot that the weights move.
+        data: A dataset of the robot that the weights move, in place of --robot; its statistics are used unless others
+            are given.
+        statistics: The published action statistics: Octo's dataset_statistics.json or OpenVLA's config.json.
+        key: Which dataset's statistics, when there are several.
+    """
+    from hypervla.contracts import UserError
+    from hypervla.data.normalize import Normalizer, Robot
+    from hypervla.data.opening import open_dataset
+    from hypervla.data.published_statistics import read_statistics
+    from hypervla.embodiment import find_embodiment
+    from hypervla.training.published import import_weights
+    from hypervla.training.recipes import recipe as find_recipe
+
+    if (robot is None) == (data is None):
+        raise UserError("Say which robot the weights move: either --robot NAME or --data DIR.")
+    if statistics is None and data is None:
+        raise UserError("Action statistics are missing: give --statistics FILE, or a dataset with --data DIR.")
+    reader = None if data is None else open_dataset(data)
+    body = reader.embodiment if reader is not None else find_embodiment(robot or "")
+    chosen = find_recipe(recipe, body)
+    if statistics is not None:
+        found = read_statistics(statistics, key)
+    else:
+        assert reader is not None
+        found = reader.statistics()
+    normalizer = Normalizer.from_statistics(found, body, chosen.sampling.normalisation)
+    count = import_weights(chosen.model, source, Robot(body, normalizer), out)
+    print(f"Wrote {out}: {count} tensors of {recipe} for {body.name}.")
+
+
+@weights_app.command(name="export")
+def export(checkpoint: Positional[str], /, *, out: Out) -> None:
+    """Write a checkpoint of HyperVLA or Octo as the npz of the original code's parameters.
+
+    Example: hypervla weights export runs/paper --out paper.npz
+
+    Args:
+        checkpoint: Folder of a checkpoint.
+        out: File to write.
+    """
+    from hypervla.arguments import find_checkpoint
+    from hypervla.training.published import export_weights
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    print(f"Wrote {out}: {export_weights(find_checkpoint(checkpoint), out)} arrays.")

@@ -1,0 +1,132 @@
+"""Published weights into checkpoints and back, and the statistics beside them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tests import tiny
+from tests.baselines.test_openvla import config, published  # noqa: F401
+from tests.conformance.policy import check_policy
+from tests.fakes import POINT
+from tests.training.test_systems import alone, octo
+
+from hypervla import checkpoint, cli
+from hypervla.baselines import octo_weights
+from hypervla.contracts import UserError
+from hypervla.data.normalize import Robot
+from hypervla.data.published_statistics import read_statistics
+from hypervla.models import released_weights
+from hypervla.models.action_head import ReleasedHead
+from hypervla.models.npz import read_npz, write_npz
+from hypervla.runtime.compiler import load
+from hypervla.training.published import export_weights, import_weights
+
+ROBOT = Robot(POINT, tiny.NORMALIZER)
+
+
+def test_octos_weights_become_a_policy_and_leave_as_they_came(text_folder: Path, tmp_path: Path) -> None:
+    shape = octo(text_folder)
+    model = tiny.seeded(shape.build)
+    arrays = octo_weights.to_flax(model.trained_parameters(), shape)
+    write_npz(tmp_path / "octo.npz", arrays)
+    assert import_weights(shape, str(tmp_path / "octo.npz"), ROBOT, tmp_path / "ours") == len(
+        model.trained_parameters()
+    )
+    loaded = load(tmp_path / "ours")
+    assert all(torch.equal(loaded.model.get_parameter(n), p) for n, p in model.named_parameters())
+    first = tiny.observation().images
+    check_policy(lambda: loaded.compile(tiny.INSTRUCTIONS[0], first), tiny.observation, trained=False)
+    export_weights(tmp_path / "ours", tmp_path / "back.npz")
+    back = read_npz(tmp_path / "back.npz")
+    assert back.keys() == arrays.keys()
+    assert all((back[name] == value).all() for name, value in arrays.items())
+
+
+def test_released_hypervla_weights_run_with_flaxs_rule(text_folder: Path, vision_folder: Path, tmp_path: Path) -> None:
+    shape = tiny.paper_shaped(text_folder, vision_folder, head=ReleasedHead(2, 3, 2))
+    model = tiny.seeded(shape.build)
+    arrays = released_weights.to_flax(model.trained_parameters(), shape)
+    write_npz(tmp_path / "hypervla.npz", arrays)
+    import_weights(shape, str(tmp_path / "hypervla.npz"), ROBOT, tmp_path / "ours")
+    about = checkpoint.read_card(tmp_path / "ours")
+    assert about.config == replace(shape, backbone=replace(shape.backbone, position_rule="flax"))
+    export_weights(tmp_path / "ours", tmp_path / "back.npz")
+    back = read_npz(tmp_path / "back.npz")
+    assert all((back[name] == value).all() for name, value in arrays.items())
+
+
+def test_openvlas_weights_stay_where_they_are(published, tmp_path: Path) -> None:  # noqa: F811
+    shape, model, folder = published
+    assert import_weights(shape, str(folder), ROBOT, tmp_path / "ours") == 0
+    assert (tmp_path / "ours" / checkpoint.WEIGHTS).stat().st_size < 1000
+    loaded = load(tmp_path / "ours")
+    assert all(torch.equal(loaded.model.get_parameter(n), p) for n, p in model.named_parameters())
+
+
+def test_what_nobody_published_is_refused(text_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="Nobody has published weights of a Monolithic: there are readers for HyperVLA"):
+        import_weights(alone(text_folder), "x.npz", ROBOT, tmp_path / "ours")
+    tiny.save_checkpoint(tmp_path / "here", tiny.convolutional(text_folder))
+    with pytest.raises(UserError, match="already holds a checkpoint"):
+        import_weights(octo(text_folder), "x.npz", ROBOT, tmp_path / "here")
+
+
+OCTO = {"action": {"mean": [0.0], "std": [1.0], "p01": [-1.0], "p99": [2.0]}, "proprio": {"mean": [3.0]}}
+
+
+@pytest.fixture
+def octo_statistics(tmp_path: Path) -> Path:
+    path = tmp_path / "dataset_statistics.json"
+    path.write_text(json.dumps({"bridge_dataset": OCTO, "fractal": OCTO}))
+    return path
+
+
+def test_octos_statistics_are_told_by_our_names(octo_statistics: Path) -> None:
+    found = read_statistics(octo_statistics, "fractal")
+    assert found["action"] == {"mean": [0.0], "std": [1.0], "q01": [-1.0], "q99": [2.0]}
+    assert found["observation.state"] == {"mean": [3.0]}
+
+
+def test_statistics_of_one_dataset_need_no_name(tmp_path: Path) -> None:
+    path = tmp_path / "one.json"
+    for data in (OCTO, {"only": OCTO}, {"norm_stats": {"only": OCTO}}):
+        path.write_text(json.dumps(data))
+        assert read_statistics(path)["action"]["q01"] == [-1.0]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"a": 1}', '{"a": {"state": {}}}', '{"action": 3}'])
+def test_a_file_without_statistics_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.json").write_text(text)
+    with pytest.raises(UserError, match="holds no action statistics"):
+        read_statistics(tmp_path / "bad.json")
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["weights", *words])
+    assert stop.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_the_command_line_says_what_is_missing(capsys, octo_statistics: Path, tmp_path: Path) -> None:
+    source, out = str(tmp_path / "octo.npz"), ("--out", str(tmp_path / "out"))
+    command = ("import", source, "--recipe", "octo_small", *out)
+    assert "Say which robot" in refused(capsys, *command)
+    assert "statistics are missing" in refused(capsys, *command, "--robot", "widowx")
+    assert "There is no robot 'widow'; there is" in refused(
+        capsys, *command, "--robot", "widow", "--statistics", str(octo_statistics)
+    )
+    said = refused(capsys, *command, "--robot", "widowx", "--statistics", str(octo_statistics), "--key", "bridge")
+    assert "say bridge_dataset" in said
+    seven = {"bridge": {"action": {"mean": [0.0] * 7, "std": [1.0] * 7}}}
+    octo_statistics.write_text(json.dumps(seven))
+    command += ("--robot", "widowx", "--statistics", str(octo_statistics))
+    assert "There is no file" in refused(capsys, *command)
+    np.savez(tmp_path / "octo.npz", odd=np.zeros(3, np.float32))
+    assert "holds another model than the recipe" in refused(capsys, *command)
+    assert not (tmp_path / "out").exists()
