@@ -27,6 +27,7 @@ from hypervla.embodiment import Embodiment
 from hypervla.models.action_head import LinearHead, ReleasedHead
 from hypervla.models.backbones import Clip, ConvNet, DinoV2, Siglip
 from hypervla.models.diffusion import DiffusionHead
+from hypervla.models.evla import EvlaConfig
 from hypervla.models.fused_vision import FusedVision, VitShape
 from hypervla.models.hypernetwork import HypernetworkConfig
 from hypervla.models.hypervla import HyperVLAConfig, PolicyConfig
@@ -51,6 +52,7 @@ CONFIGS = {
         DiffusionHead,
         DinoV2,
         EmbeddingTable,
+        EvlaConfig,
         FilmEfficientNet,
         FusedVision,
         HyperVLAConfig,

@@ -22,11 +22,12 @@ from hypervla.data.opening import open_mixture
 from hypervla.data.stream import SampleStream
 from hypervla.models.backbones import ConvNet
 from hypervla.models.diffusion import DiffusionHead
+from hypervla.models.evla import EvlaConfig
 from hypervla.models.hypervla import PolicyConfig
 from hypervla.models.instruction_encoders import InstructionEncoder
 from hypervla.models.interface import Batch, ModelConfig
 from hypervla.models.monolithic import MonolithicConfig
-from hypervla.models.vision_language import LLAMA_2_7B, VisionLanguage
+from hypervla.models.vision_language import LLAMA_2_7B, QWEN2_05B, VisionLanguage
 from hypervla.runtime.compiler import load
 from hypervla.training.batches import to_tensors
 from hypervla.training.loop import train
@@ -95,7 +96,18 @@ def recipe_of(model: ModelConfig) -> Recipe:
     return replace(recipe, sampling=sampling)
 
 
-SYSTEMS = [hypervla, hypervla_diffusion, hypervla_words_only, hypervla_patches, alone, rt1, octo, openvla]
+def evla(text: Path) -> ModelConfig:
+    sizes = {"width": 16, "layers": 1, "heads": 2, "kv_heads": 1, "mlp": 24, "vocabulary": 64, "context": 128}
+    model = VisionLanguage(ENCODER, (8,), replace(QWEN2_05B, **sizes, tokenizer=str(text)))
+    return EvlaConfig(model, ACTIONS)
+
+
+def evla_autoregressive(text: Path) -> ModelConfig:
+    return replace(evla(text), mode="ar_causal")
+
+
+VARIANTS = [hypervla, hypervla_diffusion, hypervla_words_only, hypervla_patches]
+SYSTEMS = [*VARIANTS, alone, rt1, octo, openvla, evla, evla_autoregressive]
 
 
 @pytest.mark.parametrize("make", SYSTEMS)
@@ -146,7 +158,7 @@ def test_a_resumed_system_is_the_uninterrupted_one(
     assert whole == parts
 
 
-@pytest.mark.parametrize("make", [system for system in SYSTEMS if "hypervla" not in system.__name__])
+@pytest.mark.parametrize("make", [system for system in SYSTEMS if system not in VARIANTS])
 def test_the_example_can_be_inferred_from(make: Callable[[Path], ModelConfig], text_folder: Path) -> None:
     config = make(text_folder)
     model = tiny.seeded(config.build).eval()

@@ -38,6 +38,7 @@ TABLE_3 = (
     Row("Octo-small", "octo_small", "small_octo"),
     Row("Octo-base", "octo_base", "small_octo", "100 M", "5.6e10"),
     Row("OpenVLA", "openvla", "small_openvla", "7.5 B", "4.0e12", "120 × 4 ms"),
+    Row("EVLA, jointly", "evla", "small_evla"),
     Row("HyperVLA", "paper", "small_hypervla", "86 M", "4.7e10", "4 ms"),
     Row("base policy alone", "paper_alone", "small_alone"),
 )

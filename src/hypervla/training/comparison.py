@@ -22,6 +22,7 @@ from hypervla.embodiment import METAWORLD_SAWYER, Embodiment
 from hypervla.models.action_head import LinearHead, ReleasedHead
 from hypervla.models.backbones import ConvNet
 from hypervla.models.diffusion import DiffusionHead
+from hypervla.models.evla import EvlaConfig, Mode
 from hypervla.models.hypernetwork import HypernetworkConfig
 from hypervla.models.hypervla import HyperVLAConfig, PolicyConfig
 from hypervla.models.instruction_encoders import MINILM
@@ -43,6 +44,20 @@ HYPERVLA = HyperVLAConfig(
     context_image="shared",
     context_image_dropout=0.5,
 )
+
+LANGUAGE = LanguageModel(
+    family="llama",
+    width=128,
+    layers=4,
+    heads=4,
+    kv_heads=4,
+    mlp=344,
+    vocabulary=30_784,
+    tied=True,
+    context=128,
+    tokenizer=MINILM.source,
+)
+"""MiniLM's vocabulary, and 256 rows and more for actions."""
 
 
 def _compared(name: str, model: ModelConfig) -> Recipe:
@@ -142,20 +157,8 @@ def small_octo(robot: Embodiment = METAWORLD_SAWYER) -> Recipe:
 
 def small_openvla(robot: Embodiment = METAWORLD_SAWYER) -> Recipe:
     """OpenVLA in small: the shared image encoder, and a Llama from scratch that writes four action tokens in turn."""
-    language = LanguageModel(
-        family="llama",
-        width=128,
-        layers=4,
-        heads=4,
-        kv_heads=4,
-        mlp=344,
-        vocabulary=30_784,
-        tied=True,
-        context=128,
-        tokenizer=MINILM.source,
-    )
     model = OpenVLAConfig(
-        model=VisionLanguage(ENCODER, (256, 128), language),
+        model=VisionLanguage(ENCODER, (256, 128), LANGUAGE),
         action_size=4,
         above_actions=30_784,
         end=102,
@@ -163,6 +166,27 @@ def small_openvla(robot: Embodiment = METAWORLD_SAWYER) -> Recipe:
         source=None,
     )
     return _bounded(_compared("small_openvla", model))
+
+
+def _small_evla(name: str, mode: Mode) -> Recipe:
+    language = replace(LANGUAGE, family="qwen2", kv_heads=2)
+    model = EvlaConfig(VisionLanguage(ENCODER, (128,), language), action_size=4, mode=mode)
+    return _bounded(_compared(name, model))
+
+
+def small_evla(robot: Embodiment = METAWORLD_SAWYER) -> Recipe:
+    """EVLA in small, as its paper says: the shared image encoder and a Qwen2 from scratch, four bins in one pass."""
+    return _small_evla("small_evla", "joint")
+
+
+def small_evla_autoregressive(robot: Embodiment = METAWORLD_SAWYER) -> Recipe:
+    """Its twin that writes the bins one after another."""
+    return _small_evla("small_evla_autoregressive", "ar_causal")
+
+
+def small_evla_released(robot: Embodiment = METAWORLD_SAWYER) -> Recipe:
+    """Its twin with the released code's mask, safe for padding."""
+    return _small_evla("small_evla_released", "evla_released")
 
 
 def small_hypervla_diffusion(robot: Embodiment = METAWORLD_SAWYER) -> Recipe:
@@ -188,5 +212,8 @@ RECIPES: tuple[Callable[..., Recipe], ...] = (
     small_rt1,
     small_octo,
     small_openvla,
+    small_evla,
+    small_evla_autoregressive,
+    small_evla_released,
     small_hypervla_diffusion,
 )
