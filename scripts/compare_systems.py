@@ -50,9 +50,10 @@ def train(arguments: argparse.Namespace, name: str, run: Path, steps: int) -> No
 
 
 def judge(arguments: argparse.Namespace, run: Path, out: Path) -> dict:
-    """Success of a checkpoint, task by task."""
+    """Success of a checkpoint, task by task; an evaluation that is complete stands."""
     suite, trials = arguments.suite, str(arguments.trials)
-    hypervla(arguments, "eval", str(run), "--suite", suite, "--trials", trials, "--workers", "1", "--out", str(out))
+    if not (out / "results.json").exists():
+        hypervla(arguments, "eval", str(run), "--suite", suite, "--trials", trials, "--workers", "1", "--out", str(out))
     trials_made = json.loads((out / "results.json").read_text())["trials"]
     tasks = sorted({trial["task"] for trial in trials_made})
     return {task: [int(trial["success"]) for trial in trials_made if trial["task"] == task] for task in tasks}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, arg
@@ -11,52 +12,92 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 bench_app = tyro.extras.SubcommandApp()
 
 
-@bench_app.command(name="table3")
+Device = Annotated[str, arg(help="cpu, cuda or cuda:N.")]
+Scale = Annotated[
+    Literal["published", "small"],
+    arg(help="Published sizes, or the siblings of the small_* recipes for a device that cannot hold those."),
+]
+Precision = Annotated[Literal["float32", "bfloat16"], arg(help="Of weights and activations.")]
+Seconds = Annotated[float, arg(help="Time to measure each system for, after its warm-up.")]
+Json = Annotated[FlagCreatePairsOff[bool], arg(name="json", help="Print the numbers only, as JSON.")]
+
+
+@bench_app.command
 def table3(
     *,
-    device: Annotated[str, arg(help="cpu, cuda or cuda:N.")] = "cpu",
-    scale: Literal["published", "small"] = "published",
-    precision: Literal["float32", "bfloat16"] = "float32",
-    seconds: float = 10.0,
-    as_json: Annotated[FlagCreatePairsOff[bool], arg(name="json")] = False,
+    device: Device = "cpu",
+    scale: Scale = "published",
+    precision: Precision = "float32",
+    seconds: Seconds = 10.0,
+    as_json: Json = False,
 ) -> None:
     """Size, operations, latency and memory of one control step of HyperVLA and the systems it is compared with.
 
     Example: hypervla bench table3 --device cuda
-
-    Args:
-        scale: Published sizes, or the siblings of the small_* recipes for a device that cannot hold those.
-        precision: Of weights and activations.
-        seconds: Time to measure each system for, after its warm-up.
-        as_json: Print the numbers only, as JSON.
     """
     from hypervla.arguments import check_device
     from hypervla.benchmark import tables
+
+    rows = list({row.recipe(scale): row for row in reversed(tables.TABLE_3)}.values())[::-1]  # one row for each model
+    found = tables.run(
+        rows, _models(rows, scale), device=check_device(device), scale=scale, precision=precision, seconds=seconds
+    )
+    _print(found, lambda: tables.show(rows, found), as_json)
+
+
+@bench_app.command
+def evla(
+    *,
+    device: Device = "cpu",
+    scale: Scale = "published",
+    precision: Precision = "bfloat16",
+    seconds: Seconds = 10.0,
+    no_trace: FlagCreatePairsOff[bool] = False,
+    as_json: Json = False,
+) -> None:
+    """What deciding all action dimensions at once saves: EVLA and OpenVLA, one after another and jointly, with and
+    without cache, attention written out, fused and traced.
+
+    Example: hypervla bench evla --device cuda
+
+    Args:
+        no_trace: Leave out the rows through torch.compile.
+    """
+    from hypervla.arguments import check_device
+    from hypervla.benchmark import tables
+
+    options = {"device": check_device(device), "scale": scale, "precision": precision, "seconds": seconds}
+    found = tables.run_evla(_models(tables.WRITERS, scale), trace=not no_trace, **options)
+    _print(found, lambda: tables.show_evla(found), as_json)
+
+
+def _models(rows: Any, scale: str) -> dict[str, Any]:
+    """The models of the recipes that a table names."""
     from hypervla.training.recipes import recipe
 
-    rows, device = tables.TABLE_3, check_device(device)
-    models = {name: recipe(name).model for name in dict.fromkeys(row.recipe(scale) for row in rows)}
-    found = tables.run(rows, models, device=device, scale=scale, precision=precision, seconds=seconds)
+    return {name: recipe(name).model for name in dict.fromkeys(row.recipe(scale) for row in rows)}
+
+
+def _print(found: dict[str, Any], table: Callable[[], Any], as_json: bool) -> None:
+    """The table and what did not fit, or the numbers only."""
     if as_json:
         print(json.dumps(found, indent=2))
         return
     from rich.console import Console
 
     console = Console()
-    console.print(tables.show(rows, found))
-    for system in found["systems"]:
-        if system["skipped"]:
-            console.print(f"{system['system']}: {system['skipped']}")
+    console.print(table())
+    for reason in dict.fromkeys(system["skipped"] for system in found["systems"] if system["skipped"]):
+        console.print(reason)
 
 
-def info(name: Positional[str], /, *, as_json: Annotated[FlagCreatePairsOff[bool], arg(name="json")] = False) -> None:
+def info(name: Positional[str], /, *, as_json: Json = False) -> None:
     """Count a model's parameters and operations, beside the paper's figures where it has any.
 
     Example: hypervla info paper
 
     Args:
         name: A recipe, the folder of a checkpoint, or the name of a shipped one.
-        as_json: Print the numbers only, as JSON.
     """
     from hypervla.arguments import find_model
     from hypervla.benchmark import counts

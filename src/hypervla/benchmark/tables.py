@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from rich.table import Table
 
 from hypervla.benchmark.counts import describe
-from hypervla.benchmark.timing import Precision, latency
+from hypervla.benchmark.timing import Precision, Way, latency
 from hypervla.contracts import UserError
 from hypervla.models.interface import ModelConfig
 from hypervla.runtime.provenance import machine
@@ -65,18 +65,61 @@ def run(
         model = models[name]
         counted = describe(model)
         found: dict[str, Any] = {"system": row.name, "recipe": name, **counted}
-        try:
-            found |= {"latency": latency(model, device, precision, seconds).to_json(), "skipped": None}
-        except UserError as reason:
-            found |= {"latency": None, "skipped": str(reason)}
-        systems.append(found)
-    return {
-        "device": device_name(device),
-        "scale": scale,
-        "precision": precision,
-        "machine": machine(),
-        "systems": systems,
-    }
+        systems.append(found | _timed(model, device, precision, seconds, Way()))
+    return _report(device, scale, precision, systems)
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A row of EVLA's table: a model that gives an action in tokens, and whether it keeps keys and values."""
+
+    name: str
+    published: str
+    small: str
+    cached: bool = True
+
+    def recipe(self, scale: Scale) -> str:
+        return self.published if scale == "published" else self.small
+
+
+WRITERS = (
+    Writer("OpenVLA, one after another", "openvla", "small_openvla"),
+    Writer("OpenVLA's size, jointly", "openvla_joint", "small_openvla_joint"),
+    Writer("EVLA, one after another", "evla_autoregressive", "small_evla_autoregressive"),
+    Writer("EVLA, one after another, no cache", "evla_autoregressive", "small_evla_autoregressive", cached=False),
+    Writer("EVLA, jointly", "evla", "small_evla"),
+)
+"""EVLA's claims (spec 5.3). Its table I has OpenVLA at 20 ms and 16 GB, EVLA at 5 ms and 4 GB, on an A100; 20 ms
+fits one pass of OpenVLA, not an action of seven tokens."""
+WAYS = (Way(fused=False), Way(), Way(traced=True))
+
+
+def run_evla(
+    models: Mapping[str, ModelConfig], *, device: str, scale: Scale, precision: Precision, seconds: float, trace: bool
+) -> dict[str, Any]:
+    """Latency of every writer in every way that fits the device. `models` holds the recipes' models by name."""
+    systems = []
+    for writer in WRITERS:
+        name = writer.recipe(scale)
+        counted = describe(models[name])
+        for way in WAYS if trace else WAYS[:2]:
+            way = replace(way, cached=writer.cached)
+            found: dict[str, Any] = {"system": writer.name, "recipe": name, "way": str(way), **counted}
+            systems.append(found | _timed(models[name], device, precision, seconds, way))
+    return _report(device, scale, precision, systems)
+
+
+def show_evla(found: dict[str, Any]) -> Table:
+    """The matrix; ratios are to the last model in the same way."""
+    shown = Table(title=f"One action on {found['device']}, {found['precision']}, {found['scale']} sizes")
+    for heading in ("system", "way", "p50", "p95", "p99", "memory", "times the joint EVLA"):
+        shown.add_column(heading, justify="left" if heading in ("system", "way") else "right")
+    last = {system["way"]: system["latency"] for system in found["systems"] if system["system"] == WRITERS[-1].name}
+    for system in found["systems"]:
+        time, joint = system["latency"], last[system["way"]]
+        ratio = f"{time['p50'] / joint['p50']:.1f}" if time and joint else "–"
+        shown.add_row(system["system"], system["way"], *_cells(time), ratio)
+    return shown
 
 
 def device_name(device: str) -> str:
@@ -101,10 +144,26 @@ def show(rows: Sequence[Row], found: dict[str, Any]) -> Table:
             shown.add_column(heading, justify="right")
     for row, system in zip(rows, found["systems"], strict=True):
         time, paper = system["latency"], (row.paper_activated, row.paper_flops, row.paper_latency)
-        measured = ["does not fit", "–", "–", "–"]
-        if time:
-            measured = [f"{1000 * time[q]:.1f} ms" for q in ("p50", "p95", "p99")]
-            measured.append(f"{time['peak_bytes'] / 2**20:,.0f} MiB")
         counts = f"{system['activated'] / 1e6:,.1f} M", f"{system['flops_per_step']:.1e}"
-        shown.add_row(row.name, *counts, *measured, *(paper if published else ()))
+        shown.add_row(row.name, *counts, *_cells(time), *(paper if published else ()))
     return shown
+
+
+def _timed(model: ModelConfig, device: str, precision: Precision, seconds: float, way: Way) -> dict[str, Any]:
+    """The latency, or why there is none."""
+    try:
+        return {"latency": latency(model, device, precision, seconds, way).to_json(), "skipped": None}
+    except UserError as reason:
+        return {"latency": None, "skipped": str(reason)}
+
+
+def _report(device: str, scale: Scale, precision: Precision, systems: list[dict[str, Any]]) -> dict[str, Any]:
+    conditions = {"device": device_name(device), "scale": scale, "precision": precision, "machine": machine()}
+    return conditions | {"systems": systems}
+
+
+def _cells(time: Mapping[str, Any] | None) -> list[str]:
+    """Quantiles and memory in words."""
+    if time is None:
+        return ["does not fit", "–", "–", "–"]
+    return [*(f"{1000 * time[q]:.1f} ms" for q in ("p50", "p95", "p99")), f"{time['peak_bytes'] / 2**20:,.0f} MiB"]

@@ -7,6 +7,7 @@ import re
 import resource
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,22 @@ WARM_UP, LEAST = 3, 20
 
 
 @dataclass(frozen=True)
+class Way:
+    """How a control step is computed."""
+
+    fused: bool = True
+    """Attention in one kernel where the device has one, or written out."""
+    traced: bool = False
+    """Vision and language model through torch.compile, on a GPU with CUDA graphs where it finds them safe."""
+    cached: bool = True
+    """Whether a model that writes tokens one after another keeps keys and values."""
+
+    def __str__(self) -> str:
+        words = ["fused attention" if self.fused else "attention written out", *(["traced"] if self.traced else [])]
+        return ", ".join(words)
+
+
+@dataclass(frozen=True)
 class Latency:
     """What one model needed on one device; seconds and bytes."""
 
@@ -36,6 +53,9 @@ class Latency:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+DEFAULT = Way()
 
 
 def measure(step: Callable[[], object], device: torch.device, seconds: float) -> tuple[float, float, float, int]:
@@ -70,8 +90,11 @@ def most_memory() -> int:
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def control_step(model: Any) -> Callable[[], object]:
+def control_step(model: Any, way: Way) -> Callable[[], object]:
     """One control step on one observation, as a call: with a HyperVLA's weights already generated."""
+    if not way.cached:
+        tensors = model.example(1)
+        return lambda: model.generate(*tensors, cached=False)
     if not isinstance(model, HyperVLA):
         tensors = model.example(1)
         return lambda: model.infer(*tensors)
@@ -84,11 +107,13 @@ def control_step(model: Any) -> Callable[[], object]:
     return lambda: model.policy.act(weights, model.tokens(images), proprio)
 
 
-def latency(config: ModelConfig, device: str, precision: Precision = "float32", seconds: float = 10.0) -> Latency:
+def latency(
+    config: ModelConfig, device: str, precision: Precision = "float32", seconds: float = 10.0, way: Way = DEFAULT
+) -> Latency:
     """One control step of the model with random weights, in a fresh process. Raises UserError if it does not fit."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_report, args=(theirs, config, device, precision, seconds), daemon=True)
+    process = context.Process(target=_report, args=(theirs, config, device, precision, seconds, way), daemon=True)
     process.start()
     theirs.close()
     try:
@@ -105,22 +130,27 @@ def latency(config: ModelConfig, device: str, precision: Precision = "float32", 
     return answer
 
 
-def _report(pipe: Any, config: ModelConfig, device: str, precision: Precision, seconds: float) -> None:
+def _report(pipe: Any, config: ModelConfig, device: str, precision: Precision, seconds: float, way: Way) -> None:
     """In the fresh process: build, time, and send a Latency, or the reason why there is none."""
     try:
-        pipe.send(_here(config, torch.device(device), precision, seconds))
+        pipe.send(_here(config, torch.device(device), precision, seconds, way))
     except (torch.OutOfMemoryError, MemoryError):
         name = type(config).__name__.removesuffix("Config")
         pipe.send(f"{name} does not fit the memory of {device}: choose a device with more, or --scale small.")
 
 
 @torch.inference_mode()
-def _here(config: ModelConfig, device: torch.device, precision: Precision, seconds: float) -> Latency:
+def _here(config: ModelConfig, device: torch.device, precision: Precision, seconds: float, way: Way) -> Latency:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
     before = most_memory()
     torch.set_default_dtype(getattr(torch, precision))
     with device:
         model = config.build(pretrained=False).eval()
-    with torch.device(device):
-        found = measure(control_step(model), device, seconds)
+    if way.traced:
+        model.model.vision_backbone.forward = torch.compile(model.model.vision_backbone.forward)
+        model.model.language_model.model.forward = torch.compile(model.model.language_model.model.forward, dynamic=True)
+    with torch.device(device), nullcontext() if way.fused else sdpa_kernel(SDPBackend.MATH):
+        found = measure(control_step(model, way), device, seconds)
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else most_memory() - before
     return Latency(*found, peak_bytes=peak)

@@ -246,9 +246,9 @@ class ConvBackbone(nn.Module):
         self.norm = nn.LayerNorm(config.width)
 
     def forward(self, images: UInt8[Tensor, "B h w 3"]) -> tuple[Float[Tensor, "B K Dv"], Float[Tensor, "B Dv"]]:
-        pixels = images.permute(0, 3, 1, 2).float() / 127.5 - 1.0
+        pixels = images.permute(0, 3, 1, 2).to(self.norm.weight.dtype) / 127.5 - 1.0
         cells = self.stages(pixels).flatten(2).transpose(1, 2)
-        cells = self.norm(cells.float())
+        cells = self.norm(cells.to(self.norm.weight.dtype))
         return cells, cells.mean(1)
 
 

@@ -179,6 +179,12 @@ def small_evla(robot: Embodiment = METAWORLD_SAWYER) -> Recipe:
     return _small_evla("small_evla", "joint")
 
 
+def small_openvla_joint(robot: Embodiment = METAWORLD_SAWYER) -> Recipe:
+    """small_openvla's parts with EVLA's joint decoding."""
+    model = EvlaConfig(VisionLanguage(ENCODER, (256, 128), LANGUAGE), action_size=4)
+    return _bounded(_compared("small_openvla_joint", model))
+
+
 def small_evla_autoregressive(robot: Embodiment = METAWORLD_SAWYER) -> Recipe:
     """Its twin that writes the bins one after another."""
     return _small_evla("small_evla_autoregressive", "ar_causal")
@@ -215,5 +221,6 @@ RECIPES: tuple[Callable[..., Recipe], ...] = (
     small_evla,
     small_evla_autoregressive,
     small_evla_released,
+    small_openvla_joint,
     small_hypervla_diffusion,
 )

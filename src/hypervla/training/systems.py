@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from hypervla.baselines.octo import OCTO_BASE, OCTO_SMALL, OctoConfig
-from hypervla.baselines.openvla import OPENVLA_7B
+from hypervla.baselines.openvla import OPENVLA_7B, PRISMATIC_7B
 from hypervla.baselines.rt1 import RT1, RT1_X, RT1Config
 from hypervla.data.augment import OCTO, OPENVLA
 from hypervla.data.stream import Sampling
 from hypervla.embodiment import WIDOWX, Camera, Embodiment
-from hypervla.models.evla import EVLA_1B
+from hypervla.models.evla import EVLA_1B, EvlaConfig
 from hypervla.models.lora import LoRA
 from hypervla.training.optimizer import OptimizerConfig
 from hypervla.training.recipe import Recipe
@@ -174,6 +174,13 @@ def evla_autoregressive(robot: Embodiment = WIDOWX) -> Recipe:
     return replace(recipe, name="evla_autoregressive", model=model)
 
 
+def openvla_joint(robot: Embodiment = WIDOWX) -> Recipe:
+    """OpenVLA's size with EVLA's joint decoding, to tell apart what each of the two saves."""
+    recipe = evla(robot)
+    model = EvlaConfig(PRISMATIC_7B, robot.action_size, frozen_vision=True)
+    return replace(recipe, name="openvla_joint", model=model)
+
+
 def evla_released(robot: Embodiment = WIDOWX) -> Recipe:
     """EVLA as its released code computes it: the causal mask stays, and nobody sees the action columns."""
     recipe = evla(robot)
@@ -191,4 +198,5 @@ RECIPES: tuple[Callable[..., Recipe], ...] = (
     evla,
     evla_autoregressive,
     evla_released,
+    openvla_joint,
 )
