@@ -96,6 +96,11 @@ class Checkpoint:
         """The robot of that name, or the only one. Raises UserError naming those it was trained on."""
         if name is None and len(self.robots) == 1:
             return next(iter(self.robots.values()))
+        if not self.robots:
+            raise UserError(
+                "This checkpoint has learned to move no robot yet: train it on demonstrations with hypervla train "
+                "RECIPE --init."
+            )
         if name is None or name not in self.robots:
             what = "several robots" if name is None else f"no robot '{name}'"
             near = difflib.get_close_matches(name or "", self.robots, n=3, cutoff=0.4) or self.robots

@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
@@ -160,6 +160,54 @@ def train(
     changes = {"steps": steps, "batch_contexts": batch_contexts, "seed": seed, "trace": traced}
     chosen = override(find_recipe(recipe, datasets.readers[0].embodiment), changes)
     train_recipe(chosen, datasets, out, initial=start, **options)
+
+
+@app.command
+def pretrain(
+    recipe: Positional[str],
+    /,
+    *,
+    data: Path,
+    images: Path,
+    out: Out,
+    initial: Annotated[str | None, arg(name="init")] = None,
+    resume: Flag = False,
+    fit: Literal["letterbox", "naive"] = "letterbox",
+    epochs: int = 1,
+    batch: int = 32,
+    rate: float = 2e-5,
+    device: Device = "cpu",
+    workers: int = 0,
+) -> None:
+    """Teach EVLA's language model to talk about pictures, before train --init teaches it to act.
+
+    Example: hypervla pretrain evla --data llava.json --images coco --init runs/evla-parts --out runs/evla-vlm
+
+    Args:
+        recipe: Name of a recipe of EVLA.
+        data: Image-text pairs: a JSON list in LLaVA's format.
+        images: Folder that the list's image names are relative to.
+        out: Folder for checkpoints and logs.
+        initial: A checkpoint to start from, such as hypervla weights import makes of published parts.
+        resume: Continue the interrupted run in --out, bit for bit.
+        fit: Whether pictures are padded to a square or pressed into one.
+        epochs: How often to go through the pairs.
+        batch: Pairs in a step.
+        rate: Learning rate after the warm-up.
+        workers: Processes that decode pictures beside the training process.
+    """
+    from hypervla.arguments import check_device, find_checkpoint
+    from hypervla.data.image_text import ImageText
+    from hypervla.training.pretrain import pretrain as pretrain_recipe
+    from hypervla.training.pretrain import text_recipe
+    from hypervla.training.recipes import recipe as find_recipe
+
+    model = find_recipe(recipe)
+    start = None if initial is None else find_checkpoint(initial)
+    pairs = ImageText(data, images, model.sampling.image_size, fit)
+    chosen = text_recipe(model, len(pairs), epochs=epochs, batch=batch, rate=rate)
+    options = {"resume": resume, "device": check_device(device), "workers": workers}
+    pretrain_recipe(chosen, pairs, out, initial=start, **options)
 
 
 @app.command(name="compile")

@@ -13,13 +13,13 @@ from tests import tiny
 from torch import Tensor
 
 from hypervla.baselines.openvla import OPENVLA_7B, OpenVLA, OpenVLAConfig
-from hypervla.baselines.openvla_weights import load_published
 from hypervla.contracts import UserError
 from hypervla.data.published_statistics import read_statistics
 from hypervla.models.action_tokens import bins_of, values_of
 from hypervla.models.backbones import ConvNet
 from hypervla.models.fused_vision import DINO_L, SIGLIP_SO400M, FusedVision
 from hypervla.models.interface import Batch, Model, ModelConfig, Monolithic
+from hypervla.models.safetensors_folder import load_published
 from hypervla.models.vision_language import LLAMA_2_7B, VisionLanguage
 
 SIDE, ACTIONS = 16, 3

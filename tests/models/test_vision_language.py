@@ -9,6 +9,7 @@ import torch
 from tests import tiny
 from torch import Tensor
 
+from hypervla.models import sequence
 from hypervla.models.backbones import ConvNet
 from hypervla.models.fused_vision import FusedVision
 from hypervla.models.vision_language import (
@@ -17,9 +18,7 @@ from hypervla.models.vision_language import (
     LanguageModel,
     VisionLanguage,
     VisionLanguageModel,
-    causal_mask,
     empty_cache,
-    positions_of,
 )
 
 TINY = {"width": 16, "layers": 2, "heads": 4, "mlp": 24, "vocabulary": 40, "context": 64}
@@ -40,7 +39,7 @@ def ids(*lead: int) -> Tensor:
 @torch.no_grad()
 def test_a_causal_mask_gives_transformers_own_answer(model: VisionLanguageModel) -> None:
     words, valid = ids(2, 7), torch.ones(2, 7, dtype=torch.bool)
-    ours = model.logits(model.read(model.embed(words), causal_mask(valid), positions_of(valid)))
+    ours = model.logits(model.read(model.embed(words), sequence.causal_mask(valid), sequence.positions(valid)))
     torch.testing.assert_close(ours, model.language_model(input_ids=words).logits, rtol=1e-5, atol=1e-5)
 
 
@@ -49,17 +48,17 @@ def test_a_causal_mask_gives_transformers_own_answer(model: VisionLanguageModel)
 def test_padding_on_either_side_changes_no_real_token(model: VisionLanguageModel, side: str) -> None:
     words = ids(1, 5)
     alone = torch.ones(1, 5, dtype=torch.bool)
-    wanted = model.read(model.embed(words), causal_mask(alone), positions_of(alone))
+    wanted = model.read(model.embed(words), sequence.causal_mask(alone), sequence.positions(alone))
     pad = (3, 0) if side == "left" else (0, 3)
     padded, valid = (torch.nn.functional.pad(x, pad) for x in (words, alone))
-    found = model.read(model.embed(padded), causal_mask(valid), positions_of(valid))
+    found = model.read(model.embed(padded), sequence.causal_mask(valid), sequence.positions(valid))
     torch.testing.assert_close(found[valid], wanted[0], rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()
 def test_a_cache_gives_what_reading_all_at_once_gives(model: VisionLanguageModel) -> None:
     words, valid = ids(2, 6), torch.tensor([[False, True, True, True, True, True], [True] * 6])
-    mask, positions, cache = causal_mask(valid), positions_of(valid), empty_cache()
+    mask, positions, cache = sequence.causal_mask(valid), sequence.positions(valid), empty_cache()
     whole = model.read(model.embed(words), mask, positions)
     first = model.read(model.embed(words[:, :4]), mask[:, :, :4, :4], positions[:, :4], cache)
     fifth = model.read(model.embed(words[:, 4:5]), mask[:, :, 4:5, :5], positions[:, 4:5], cache)

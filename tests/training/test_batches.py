@@ -14,7 +14,7 @@ from hypervla.data.augment import OCTO
 from hypervla.data.mixture import Mixture
 from hypervla.data.stream import SampleStream, Sampling
 from hypervla.models.hypervla import Batch
-from hypervla.training.batches import batches
+from hypervla.training.batches import batches, from_stream
 from hypervla.training.loop import train
 
 
@@ -34,9 +34,9 @@ def equal(one: Batch, other: Batch) -> bool:
 @pytest.mark.parametrize("first", [0, 1, 5])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_batches_are_the_same_for_any_number_of_workers_and_from_any_step(workers: int, first: int) -> None:
-    with batches(stream(), 4, range(8), 0) as here:
+    with batches(from_stream(stream(), 4), range(8), 0) as here:
         wanted = list(here)[first:]
-    with batches(stream(), 4, range(first, 8), workers) as there:
+    with batches(from_stream(stream(), 4), range(first, 8), workers) as there:
         came = list(there)
     assert len(came) == len(wanted)
     assert all(equal(one, other) for one, other in zip(wanted, came, strict=True))
@@ -55,7 +55,7 @@ class Damaged(NumberedReader):
 def test_damage_found_by_a_worker_is_said_as_if_it_were_found_here(workers: int) -> None:
     with (
         pytest.raises(UserError, match=r"^The video top.mp4 is damaged at frame 7: copy the dataset again.$"),
-        batches(stream(Damaged([5, 9, 3, 8, 7])), 4, range(8), workers) as source,
+        batches(from_stream(stream(Damaged([5, 9, 3, 8, 7])), 4), range(8), workers) as source,
     ):
         list(source)
 
@@ -76,5 +76,8 @@ def test_a_run_with_workers_resumes_as_one_without(uninterrupted: Path, recipe, 
 
 
 def test_fewer_workers_than_none_are_refused() -> None:
-    with pytest.raises(UserError, match="0 or more worker processes, but -1 came"), batches(stream(), 4, range(2), -1):
+    with (
+        pytest.raises(UserError, match="0 or more worker processes, but -1 came"),
+        batches(from_stream(stream(), 4), range(2), -1),
+    ):
         pass

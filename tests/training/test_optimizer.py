@@ -76,12 +76,13 @@ def test_rates_rise_through_the_warm_up_and_never_after(config: OptimizerConfig,
     assert now < later if step < config.warmup else now >= later
 
 
-def test_the_average_is_a_copy_before_it_starts_and_forgets_exponentially_after() -> None:
+def test_the_average_is_made_when_it_starts_and_forgets_exponentially_after() -> None:
     config, average = replace(PAPER, ema_decay=0.9, ema_start=5), {}
     values = [torch.full((3,), float(step**2)) for step in range(1, 21)]
     for step, value in enumerate(values, start=1):
         update_average(average, {"w": value}, config, step)
-        if step < 5:
+        assert bool(average) == (step >= 4)
+        if step == 4:
             assert torch.equal(average["w"], value)
     wanted = 0.9**16 * 16 + sum(0.1 * 0.9 ** (20 - step) * step**2 for step in range(5, 21))
     torch.testing.assert_close(average["w"], torch.full((3,), wanted))
@@ -89,6 +90,12 @@ def test_the_average_is_a_copy_before_it_starts_and_forgets_exponentially_after(
 
 def test_the_average_is_no_view_of_the_weights() -> None:
     weight, average = torch.ones(2), {}
-    update_average(average, {"w": weight}, PAPER, step=1)
+    update_average(average, {"w": weight}, PAPER, step=PAPER.ema_start - 1)
     weight += 1
     assert average["w"].tolist() == [1, 1]
+
+
+def test_a_recipe_may_never_average() -> None:
+    weight, average = torch.ones(2), {}
+    update_average(average, {"w": weight}, replace(PAPER, ema_start=None), step=9_999_999)
+    assert not average

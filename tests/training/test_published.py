@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from tests import tiny
 from tests.baselines.test_openvla import config, published  # noqa: F401
 from tests.conformance.policy import check_policy
 from tests.fakes import POINT
+from tests.models.test_pretrained_parts import CONFIG as PARTS_CONFIG
+from tests.models.test_pretrained_parts import parts  # noqa: F401
 from tests.training.test_systems import alone, octo
 
 from hypervla import checkpoint, cli
@@ -22,6 +25,7 @@ from hypervla.data.normalize import Robot
 from hypervla.data.published_statistics import read_statistics
 from hypervla.models import released_weights
 from hypervla.models.action_head import ReleasedHead
+from hypervla.models.evla import EvlaConfig
 from hypervla.models.npz import read_npz, write_npz
 from hypervla.runtime.compiler import load
 from hypervla.training.published import export_weights, import_weights
@@ -130,3 +134,22 @@ def test_the_command_line_says_what_is_missing(capsys, octo_statistics: Path, tm
     np.savez(tmp_path / "octo.npz", odd=np.zeros(3, np.float32))
     assert "holds another model than the recipe" in refused(capsys, *command)
     assert not (tmp_path / "out").exists()
+
+
+def test_evlas_parts_are_there_to_train_from(text_folder: Path, parts: Path, tmp_path: Path) -> None:  # noqa: F811
+    language = replace(PARTS_CONFIG.language, tokenizer=str(text_folder))
+    shape = EvlaConfig(replace(PARTS_CONFIG, language=language), 3)
+    import_weights(shape, str(parts), None, tmp_path / "ours")
+    about = checkpoint.read_card(tmp_path / "ours")
+    assert (about.config, about.robots) == (shape, {})
+    weights = checkpoint.read_weights(tmp_path / "ours" / checkpoint.WEIGHTS, about.digest)
+    siglip = load_file(parts / "siglip/model.safetensors")
+    assert all(torch.equal(weights[f"model.vision_backbone.fused_featurizer.{n}"], x) for n, x in siglip.items())
+    with pytest.raises(UserError, match="move no robot yet"):
+        import_weights(shape, str(parts), ROBOT, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_weights_that_move_a_robot_want_to_know_which(text_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="Say which robot the weights move"):
+        import_weights(octo(text_folder), "octo.npz", None, tmp_path / "ours")

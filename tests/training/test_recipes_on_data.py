@@ -51,7 +51,7 @@ def test_the_papers_recipe_trains_on_bridge(bridge: Path, text_folder, vision_fo
     moved = [name for name, value in before.items() if not torch.equal(after[f"weights/{name}"], value)]
     assert {name.split(".")[0] for name in moved} == {"backbone", "hypernetwork"}
     facts = checkpoint.read_card(tmp_path / "run").provenance
-    assert facts["contexts"] == 24
+    assert facts["samples"] == 24
     assert [(row["name"], row["episodes"], row["frames"]) for row in facts["datasets"]] == [("bridge_dataset", 25, 225)]
 
 

@@ -15,21 +15,20 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hypervla.baselines.openvla_weights import load_published
 from hypervla.contracts import UserError
+from hypervla.models import sequence
 from hypervla.models.action_tokens import BINS, bins_of, values_of
 from hypervla.models.fused_vision import FusedVision, FusedVisionBackbone
 from hypervla.models.hypervla import size
 from hypervla.models.instruction_encoders import load_tokenizer
 from hypervla.models.interface import Batch, Inputs, Role
 from hypervla.models.lora import LoRA, inject
+from hypervla.models.safetensors_folder import load_published
 from hypervla.models.vision_language import (
     LLAMA_2_7B,
     VisionLanguage,
     VisionLanguageModel,
-    causal_mask,
     empty_cache,
-    positions_of,
 )
 
 PROMPT = "In: What action should the robot take to {}?\nOut:"
@@ -166,7 +165,7 @@ class OpenVLA(nn.Module):
     ) -> Int64[Tensor, "B A"]:
         """The ids that greedy decoding writes."""
         new, seen, cache = *self._prompt(images, ids, valid), empty_cache()
-        mask, positions, tokens = causal_mask(seen), positions_of(seen), []
+        mask, positions, tokens = sequence.causal_mask(seen), sequence.positions(seen), []
         while True:
             last = self.model.read(new, mask, positions, cache)[:, -1]
             tokens.append(self.model.logits(last).argmax(-1))
@@ -214,7 +213,7 @@ class OpenVLA(nn.Module):
         known = wanted[:, :-1]
         seen = torch.cat([seen, torch.ones_like(known, dtype=torch.bool)], 1)
         embeddings = torch.cat([prompt, self.model.embed(known)], 1)
-        hidden = self.model.read(embeddings, causal_mask(seen), positions_of(seen))
+        hidden = self.model.read(embeddings, sequence.causal_mask(seen), sequence.positions(seen))
         return self.model.logits(hidden[:, -wanted.shape[1] :])
 
     def example(self, samples: int) -> tuple[Tensor, ...]:

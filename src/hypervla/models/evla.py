@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hypervla.contracts import UserError
-from hypervla.models import evla_sequence as sequence
+from hypervla.models import sequence
 from hypervla.models.action_tokens import BINS, bins_of, values_of
 from hypervla.models.fused_vision import FusedVision, FusedVisionBackbone
 from hypervla.models.hypervla import size

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -170,15 +169,3 @@ def empty_cache() -> Any:
     from transformers import DynamicCache
 
     return DynamicCache()
-
-
-def causal_mask(valid: Bool[Tensor, "B S"]) -> Bool[Tensor, "B 1 S S"]:
-    """Every token sees the real tokens up to itself."""
-    length = valid.shape[1]
-    before = torch.ones(length, length, dtype=torch.bool, device=valid.device).tril()
-    return (before & valid[:, None, :]).unsqueeze(1)
-
-
-def positions_of(valid: Bool[Tensor, "B S"]) -> Int64[Tensor, "B S"]:
-    """Real tokens are counted from 0 on, wherever the padding stands."""
-    return (valid.long().cumsum(1) - 1).clamp_min(0)

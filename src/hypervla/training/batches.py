@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 from hypervla.contracts import UserError
 from hypervla.data.stream import ContextBatch, SampleStream
 from hypervla.models.interface import Batch
+
+B = TypeVar("B")
 
 
 def to_tensors(batch: ContextBatch) -> Batch:
@@ -35,26 +38,35 @@ def to_tensors(batch: ContextBatch) -> Batch:
     )
 
 
-class _Steps(Dataset[Any]):
-    """The batches of a stream by step, as the data loader wants them."""
+def from_stream(stream: SampleStream, contexts: int) -> Callable[[int], Batch]:
+    """The batch of a step, of so many contexts. Can be sent to another process."""
+    return partial(_from_stream, stream, contexts)
 
-    def __init__(self, stream: SampleStream, contexts: int) -> None:
-        self.stream, self.contexts = stream, contexts
 
-    def __getitem__(self, step: int) -> Batch | UserError:
+def _from_stream(stream: SampleStream, contexts: int, step: int) -> Batch:
+    return to_tensors(stream.batch(step, contexts))
+
+
+class _Steps(Dataset[Any], Generic[B]):
+    """Batches by step, as the data loader wants them."""
+
+    def __init__(self, make: Callable[[int], B]) -> None:
+        self.make = make
+
+    def __getitem__(self, step: int) -> B | UserError:
         """Damaged data is handed over as what it is: raised in a worker it would arrive as text, with a traceback."""
         try:
-            return to_tensors(self.stream.batch(step, self.contexts))
+            return self.make(step)
         except UserError as error:
             return error
 
 
 @contextmanager
-def batches(stream: SampleStream, contexts: int, steps: Sequence[int], workers: int) -> Iterator[Iterator[Batch]]:
-    """The batches of these steps in order. Raises UserError for damaged data, wherever it was found."""
+def batches(make: Callable[[int], B], steps: Sequence[int], workers: int) -> Iterator[Iterator[B]]:
+    """`make(step)` for these steps in order. Raises UserError for damaged data, wherever it was found."""
     if workers < 0:
         raise UserError(f"Batches are made by 0 or more worker processes, but {workers} came.")
-    source = _Steps(stream, contexts)
+    source = _Steps(make)
     if workers == 0:
         yield map(_whole, (source[step] for step in steps))
         return
@@ -64,7 +76,7 @@ def batches(stream: SampleStream, contexts: int, steps: Sequence[int], workers: 
     yield map(_whole, iter(loader))
 
 
-def _whole(batch: Batch | UserError) -> Batch:
+def _whole(batch: B | UserError) -> B:
     if isinstance(batch, UserError):
         raise batch
     return batch

@@ -28,8 +28,8 @@ class OptimizerConfig:
     """After the warm-up: peak/sqrt(1 + t/10,000); the peak until the last 30 % of the steps and then down to 0; the
     peak; or half a cosine down to 0."""
     ema_decay: float = 0.999
-    ema_start: int = 5_000
-    """Before this step the moving average is a copy of the weights."""
+    ema_start: int | None = 5_000
+    """Before this step the moving average is a copy of the weights; None never averages."""
 
 
 def make_optimizer(model: Model, config: OptimizerConfig) -> torch.optim.AdamW:
@@ -77,8 +77,10 @@ def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
 def update_average(
     average: dict[str, Tensor], parameters: Mapping[str, Tensor], config: OptimizerConfig, step: int
 ) -> None:
-    """Move the average towards the weights after `step`; before `ema_start` it is a plain copy."""
-    if not average or step < config.ema_start:
+    """Move the average towards the weights after `step`. It is empty as long as it would be a plain copy."""
+    if config.ema_start is None or step < config.ema_start - 1:
+        average.clear()
+    elif not average or step < config.ema_start:
         average.update({name: value.detach().clone() for name, value in parameters.items()})
     else:
         for name, value in parameters.items():

@@ -15,14 +15,16 @@ from hypervla import checkpoint
 from hypervla.baselines import octo_weights, rt1_weights
 from hypervla.baselines.octo import OctoConfig
 from hypervla.baselines.openvla import OpenVLAConfig
-from hypervla.baselines.openvla_weights import find_folder
 from hypervla.baselines.rt1 import RT1Config
 from hypervla.contracts import UserError
 from hypervla.data.normalize import Robot
 from hypervla.models import released_weights
+from hypervla.models.evla import EvlaConfig
 from hypervla.models.hypervla import HyperVLAConfig
 from hypervla.models.interface import ModelConfig
 from hypervla.models.npz import read_npz, write_npz
+from hypervla.models.pretrained_parts import load_parts
+from hypervla.models.safetensors_folder import find_folder
 from hypervla.runtime.provenance import code_commit
 
 Read = Callable[[str, Any], tuple[ModelConfig, Mapping[str, Tensor]]]
@@ -49,16 +51,27 @@ def _openvla(source: str, config: OpenVLAConfig) -> tuple[ModelConfig, Mapping[s
     return replace(config, source=str(find_folder(source).resolve()), frozen=True), {}
 
 
+def _evla(source: str, config: EvlaConfig) -> tuple[ModelConfig, Mapping[str, Tensor]]:
+    """Vision and language model as others published them; what joins them, and the action tokens, start at random."""
+    model = config.build(pretrained=False)
+    load_parts(source, model.model)
+    return config, model.trained_parameters()
+
+
 READERS: Mapping[type, Read] = {
     HyperVLAConfig: _hypervla,
     OctoConfig: _octo,
     RT1Config: _rt1,
     OpenVLAConfig: _openvla,
+    EvlaConfig: _evla,
 }
+UNTAUGHT = (EvlaConfig,)
+"""Models whose published parts have never moved a robot: their checkpoints are there to train from."""
 
 
-def import_weights(config: Any, source: str, robot: Robot, out: Path) -> int:
-    """A checkpoint of the published weights in `source`, for one robot; returns how many tensors it holds.
+def import_weights(config: Any, source: str, robot: Robot | None, out: Path) -> int:
+    """A checkpoint of the published weights in `source`, for one robot (none for those that move no robot yet); returns
+    how many tensors it holds.
 
     Raises UserError for weights of another model, a folder in use, or a model that nobody has published.
     """
@@ -67,14 +80,22 @@ def import_weights(config: Any, source: str, robot: Robot, out: Path) -> int:
     if type(config) not in READERS:
         raise UserError(
             f"Nobody has published weights of a {type(config).__name__.removesuffix('Config')}: there are readers for "
-            f"HyperVLA (paper), Octo (octo_small, octo_base), RT-1-X (rt1_x) and OpenVLA (openvla)."
+            f"HyperVLA (paper), Octo (octo_small, octo_base), RT-1-X (rt1_x), OpenVLA (openvla) and the parts of EVLA "
+            f"(evla)."
+        )
+    if isinstance(config, UNTAUGHT) != (robot is None):
+        raise UserError(
+            "Say which robot the weights move: either --robot NAME or --data DIR."
+            if robot is None
+            else "These weights move no robot yet: leave out --robot, --data and --statistics, and train on the "
+            "checkpoint with --init."
         )
     config, weights = READERS[type(config)](source, config)
     checkpoint.save(
         out,
         weights,
         config=config,
-        robots={robot.embodiment.name: robot.to_json()},
+        robots={} if robot is None else {robot.embodiment.name: robot.to_json()},
         provenance={"imported": source, "step": 0, "commit": code_commit()},
         dtype=torch.float32,
     )

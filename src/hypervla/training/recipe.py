@@ -12,24 +12,30 @@ from hypervla.models.interface import ModelConfig
 from hypervla.training.optimizer import OptimizerConfig
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """One complete training configuration."""
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a training run is told, whatever it learns from."""
 
     name: str
     model: ModelConfig
-    sampling: Sampling
     optimizer: OptimizerConfig
     steps: int
-    batch_contexts: int
     seed: int
-    memory_gb: float
-    """All images are decoded once and held in memory when they need no more than this; else decoded step by step."""
     precision: Literal["float32", "bfloat16"]
     """Of activations; parameters stay in float32."""
     trace: bool
     """Compile the training step with torch.compile (needs a C++ compiler on a CPU)."""
     checkpoint_dtype: Literal["float32", "float16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Settings):
+    """One complete configuration of learning actions from demonstrations."""
+
+    sampling: Sampling
+    batch_contexts: int
+    memory_gb: float
+    """All images are decoded once and held in memory when they need no more than this; else decoded step by step."""
 
 
 def head_for(robot: Embodiment, horizon: int) -> ActionHead:

@@ -82,7 +82,7 @@ def load(
         parts.setdefault(part, {})[rest] = value
     parameters = model.trained_parameters()
     assign(parameters, parts.pop("weights"), card_path)
-    average.update({name: value.to(parameters[name].device) for name, value in parts.pop("average").items()})
+    average.update({name: value.to(parameters[name].device) for name, value in parts.pop("average", {}).items()})
     torch.set_rng_state(parts.pop("random")[""])
     for name, parameter in parameters.items():
         moments = {key: values[name].to(parameter.device) for key, values in parts.items() if name in values}

@@ -18,6 +18,8 @@ from hypervla.training.recipe import Recipe
 
 OCTO_ROBOT = replace(WIDOWX, name="two cameras", cameras=(Camera("primary", 256, 256), Camera("wrist", 128, 128)))
 """Whom the published weights are for."""
+CONSTANT = OptimizerConfig(rate=1e-4, backbone_rate=1e-4, decay=0.0, warmup=0, schedule="constant", ema_start=None)
+"""No warm-up, no decay, no average."""
 
 
 def _rt1(name: str, model: RT1Config) -> Recipe:
@@ -34,7 +36,7 @@ def _rt1(name: str, model: RT1Config) -> Recipe:
             normalisation="bounds",
             rephrase=0.0,
         ),
-        optimizer=OptimizerConfig(rate=1e-4, backbone_rate=1e-4, decay=0.0, warmup=0, schedule="constant"),
+        optimizer=CONSTANT,
         steps=1_000_000,
         batch_contexts=256,
         seed=0,
@@ -76,7 +78,7 @@ def _octo(name: str, model: OctoConfig, robot: Embodiment) -> Recipe:
             unlabelled=True,
             augmentation=OCTO,
         ),
-        optimizer=OptimizerConfig(rate=3e-4, decay=0.1),
+        optimizer=OptimizerConfig(rate=3e-4, decay=0.1, ema_start=None),
         steps=300_000,
         batch_contexts=512,
         seed=42,
@@ -115,7 +117,7 @@ def openvla(robot: Embodiment = WIDOWX) -> Recipe:
         name="openvla",
         model=model,
         sampling=Sampling(image_size=model.image_size, horizon=1, normalisation="bounds", rephrase=0.0),
-        optimizer=OptimizerConfig(rate=2e-5, backbone_rate=2e-5, decay=0.0, warmup=0, schedule="constant"),
+        optimizer=replace(CONSTANT, rate=2e-5, backbone_rate=2e-5),
         steps=100_000,
         batch_contexts=2048,
         seed=7,
@@ -156,7 +158,7 @@ def evla(robot: Embodiment = WIDOWX) -> Recipe:
         name="evla",
         model=model,
         sampling=Sampling(image_size=model.image_size, horizon=1, normalisation="bounds", rephrase=0.0),
-        optimizer=OptimizerConfig(rate=2e-5, backbone_rate=2e-5, decay=0.0, warmup=0, schedule="constant"),
+        optimizer=replace(CONSTANT, rate=2e-5, backbone_rate=2e-5),
         steps=100_000,
         batch_contexts=1280,
         seed=7,

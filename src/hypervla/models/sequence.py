@@ -1,4 +1,4 @@
-"""EVLA's sequence and masks as pure functions (spec 5.1 and 5.2).
+"""A seeing language model's sequence and masks as pure functions (spec 5.1 and 5.2).
 
 A sample is the first prompt token, its image tokens, the rest of the prompt, room up to the longest prompt of the
 batch, and its action columns. Positions count only what is there, so that the room changes nothing. In every mask,

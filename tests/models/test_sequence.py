@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from hypervla.models import evla_sequence as sequence
+from hypervla.models import sequence
 
 WORDS = torch.tensor([[True, True, True], [True, True, False]])
 """Prompts of three and two tokens, in a batch with two image tokens and two actions: columns w i i w w a a."""

@@ -1,12 +1,13 @@
-"""The published OpenVLA folder: sharded safetensors under their own names."""
+"""Published weights: a folder, or a hub id, of safetensors, whole or in shards. Pickles are never opened."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hypervla.contracts import UserError
 
@@ -14,36 +15,40 @@ WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
-@torch.no_grad()
-def load_published(source: str, model: nn.Module) -> None:
-    """Copy the folder's tensors into the parameters of the same names, one after another.
-
-    Raises UserError for a missing, unknown or mis-shaped tensor, damaged files, and weights that are pickled.
-    """
-    from safetensors import SafetensorError, safe_open
-
+def read_folder(source: str) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a folder or hub id by name, one after another. Raises UserError for damaged files, and for weights
+    that are pickled."""
     folder = find_folder(source)
     places = _places(folder)
-    wanted = dict(model.named_parameters())
-    missing, foreign = sorted(wanted.keys() - places.keys()), sorted(places.keys() - wanted.keys())
+    for file in sorted(set(places.values())):
+        yield from _tensors(folder / file, [name for name, place in places.items() if place == file])
+
+
+@torch.no_grad()
+def fill(wanted: Mapping[str, Tensor], tensors: Iterable[tuple[str, Tensor]], source: str) -> None:
+    """Copy the tensors into those of the same names. Raises UserError for one missing, unknown or mis-shaped."""
+    missing, foreign = set(wanted), []
+    for name, value in tensors:
+        if name not in wanted:
+            foreign.append(name)
+            continue
+        if value.shape != wanted[name].shape:
+            raise UserError(
+                f"{source} holds another model than this one: '{name}' has shape {tuple(value.shape)}, wanted "
+                f"{tuple(wanted[name].shape)}."
+            )
+        missing.discard(name)
+        wanted[name].copy_(value)
     if missing or foreign:
         raise UserError(
-            f"{folder} holds another model than this one: {len(missing)} tensors are missing {missing[:2]}, "
-            f"{len(foreign)} unknown {foreign[:2]}; check that the recipe's sizes are those of the weights."
+            f"{source} holds another model than this one: {len(missing)} tensors are missing {sorted(missing)[:2]}, "
+            f"{len(foreign)} unknown {sorted(foreign)[:2]}; check that the recipe's sizes are those of the weights."
         )
-    for file in sorted(set(places.values())):
-        try:
-            with safe_open(folder / file, "pt") as tensors:
-                for name in (name for name, place in places.items() if place == file):
-                    value = tensors.get_tensor(name)
-                    if value.shape != wanted[name].shape:
-                        raise UserError(
-                            f"{folder} holds another model than this one: '{name}' has shape {tuple(value.shape)}, "
-                            f"wanted {tuple(wanted[name].shape)}."
-                        )
-                    wanted[name].copy_(value)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{folder / file} cannot be read ({error}): copy it again.") from error
+
+
+def load_published(source: str, model: nn.Module) -> None:
+    """Copy the folder's tensors into the parameters of the same names. Raises UserError as `read_folder` and `fill`."""
+    fill(dict(model.named_parameters()), read_folder(source), source)
 
 
 def find_folder(source: str) -> Path:
@@ -89,3 +94,14 @@ def _places(folder: Path) -> dict[str, str]:
             f"the safetensors of the model, or convert it where you trust it."
         )
     raise UserError(f"{folder} holds neither {INDEX} nor {WHOLE}: it is no published model.")
+
+
+def _tensors(file: Path, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "pt") as tensors:
+            for name in names:
+                yield name, tensors.get_tensor(name)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file} cannot be read ({error}): copy it again.") from error
