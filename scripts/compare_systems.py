@@ -69,24 +69,32 @@ def compare(arguments: argparse.Namespace, name: str) -> None:
     found = {"system": name, "samples_a_step": samples, "commit": code_commit(), "machine": machine()}
     found["model"] = describe(chosen.model)
     for budget in ("equal samples", "equal time"):
+        copy = arguments.out / f"{name}-{budget.split()[1]}"
         steps = arguments.steps
         if budget == "equal time":
-            rate = arguments.steps / seconds(run)
-            steps = max(arguments.steps, round(arguments.minutes * 60 * rate / ROUND) * ROUND)
-        copy = arguments.out / f"{name}-{budget.split()[1]}"
-        if not copy.exists():
-            train(arguments, name, run, steps)
-            shutil.copytree(run, copy, ignore=shutil.ignore_patterns("resume"))
-        last = rows(copy)[-1]
-        found[budget] = {
-            "steps": steps,
-            "minutes": seconds(copy) / 60,
-            "samples_per_second": steps * samples / seconds(copy),
-            "loss": last["loss"],
-            "validation_loss": last.get("validation_loss"),
-            "successes": judge(arguments, copy, arguments.out / "evaluations" / copy.name),
-        }
+            rate = steps / (60 * found["equal samples"]["minutes"])
+            steps = max(steps, round(arguments.minutes * 60 * rate / ROUND) * ROUND)
+        if steps == arguments.steps and budget == "equal time":
+            found[budget] = found["equal samples"]  # they took the time already
+        else:
+            found[budget] = trained(arguments, run, copy, steps, samples)
         (arguments.out / f"{name}.json").write_text(json.dumps(found, indent=2) + "\n")
+
+
+def trained(arguments: argparse.Namespace, run: Path, copy: Path, steps: int, samples: int) -> dict:
+    """The run at so many steps, kept in `copy`, and its success."""
+    if not copy.exists():
+        train(arguments, run.name, run, steps)
+        shutil.copytree(run, copy, ignore=shutil.ignore_patterns("resume"))
+    last = rows(copy)[-1]
+    return {
+        "steps": last["step"],
+        "minutes": seconds(copy) / 60,
+        "samples_per_second": last["step"] * samples / seconds(copy),
+        "loss": last["loss"],
+        "validation_loss": last.get("validation_loss"),
+        "successes": judge(arguments, copy, arguments.out / "evaluations" / copy.name),
+    }
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from hypervla.contracts import Image, UserError
 from hypervla.embodiment import Embodiment
 
 if TYPE_CHECKING:
+    from hypervla.data.opening import Told
     from hypervla.models.interface import ModelConfig
     from hypervla.training.recipe import Recipe
 
@@ -128,3 +129,11 @@ def read_image(path: Path) -> Image:
             return np.asarray(file.convert("RGB"))
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise UserError(f"'{path}' is not an image that can be read ({error}): save it as PNG or JPEG.") from error
+
+
+def told(robot: Path | None, rows: Path | None, cameras: tuple[str, ...], paraphrases: Path | None = None) -> Told:
+    """What the options of these names say of data."""
+    from hypervla.data.opening import Told
+    from hypervla.data.robot_file import read_robot
+
+    return Told(None if robot is None else read_robot(robot), rows, paraphrases, cameras)

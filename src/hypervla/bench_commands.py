@@ -7,19 +7,18 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import tyro
-from tyro.conf import FlagCreatePairsOff, Positional, arg
+from tyro.conf import Positional, arg
+
+from hypervla.options import Device, Flag
 
 bench_app = tyro.extras.SubcommandApp()
-
-
-Device = Annotated[str, arg(help="cpu, cuda or cuda:N.")]
 Scale = Annotated[
     Literal["published", "small"],
     arg(help="Published sizes, or the siblings of the small_* recipes for a device that cannot hold those."),
 ]
 Precision = Annotated[Literal["float32", "bfloat16"], arg(help="Of weights and activations.")]
 Seconds = Annotated[float, arg(help="Time to measure each system for, after its warm-up.")]
-Json = Annotated[FlagCreatePairsOff[bool], arg(name="json", help="Print the numbers only, as JSON.")]
+Json = Annotated[Flag, arg(name="json", help="Print the numbers only, as JSON.")]
 
 
 @bench_app.command
@@ -52,7 +51,7 @@ def evla(
     scale: Scale = "published",
     precision: Precision = "bfloat16",
     seconds: Seconds = 10.0,
-    no_trace: FlagCreatePairsOff[bool] = False,
+    no_trace: Flag = False,
     as_json: Json = False,
 ) -> None:
     """What deciding all action dimensions at once saves: EVLA and OpenVLA, one after another and jointly, with and

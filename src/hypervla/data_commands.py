@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Literal
 
 import tyro
-from tyro.conf import Positional, UseAppendAction, arg
+from tyro.conf import Positional
 
-if TYPE_CHECKING:
-    from hypervla.data.opening import Told
+from hypervla.options import Cameras, Flag, Out, Robot, Rows
 
 data_app = tyro.extras.SubcommandApp()
-Robot = Annotated[Path | None, arg(help="A TOML file with what LeRobot data does not say about its robot.")]
-Rows = Annotated[Path | None, arg(help="A TOML file that says how RLDS datasets are read, like data/oxe.toml.")]
-Cameras = UseAppendAction[
-    Annotated[tuple[str, ...], arg(name="camera", help="Only this camera of the data; several may be given.")]
-]
 
 
 @data_app.command
@@ -37,6 +31,7 @@ def info(
         folder: A LeRobot or RLDS dataset, or a LeRobot dataset's hub id.
         sheet: Picture to write: frames of some episodes, as the policy would see them.
     """
+    from hypervla.arguments import told
     from hypervla.data.contact_sheet import contact_sheet
     from hypervla.data.opening import open_dataset
     from hypervla.display import dataset_summary
@@ -49,7 +44,7 @@ def info(
 
 
 @data_app.command
-def check(folder: Positional[Path], /, *, manifest: tyro.conf.FlagCreatePairsOff[bool] = False) -> None:
+def check(folder: Positional[Path], /, *, manifest: Flag = False) -> None:
     """Check that a dataset is intact: every number, every image, every file's sha256 where a manifest tells it.
 
     Example: hypervla data check data/mt10
@@ -69,7 +64,7 @@ def convert(
     folder: Positional[str],
     /,
     *,
-    out: Annotated[Path, arg(aliases=["-o"])],
+    out: Out,
     to: Literal["v3.0", "v2.1"] = "v3.0",
     images: Literal["video", "image"] = "video",
     robot: Robot = None,
@@ -86,6 +81,7 @@ def convert(
         to: LeRobot's format version.
         images: Store images in videos, or one by one.
     """
+    from hypervla.arguments import told
     from hypervla.data.convert import convert as convert_dataset
     from hypervla.data.opening import open_dataset
 
@@ -106,11 +102,3 @@ def stats(folder: Positional[Path], /) -> None:
     from hypervla.data.opening import write_statistics
 
     print(f"Wrote {write_statistics(folder)}")
-
-
-def told(robot: Path | None, rows: Path | None, cameras: tuple[str, ...], paraphrases: Path | None = None) -> Told:
-    """What the options of these names say of data."""
-    from hypervla.data.opening import Told
-    from hypervla.data.robot_file import read_robot
-
-    return Told(None if robot is None else read_robot(robot), rows, paraphrases, cameras)

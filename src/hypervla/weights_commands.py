@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import tyro
-from tyro.conf import Positional, arg
+from tyro.conf import Positional
+
+from hypervla.options import Out
 
 if TYPE_CHECKING:
     from hypervla.data.normalize import Robot
     from hypervla.training.recipe import Recipe
 
 weights_app = tyro.extras.SubcommandApp()
-Out = Annotated[Path, arg(aliases=["-o"])]
 
 
 @weights_app.command(name="import")

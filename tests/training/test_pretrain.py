@@ -140,6 +140,12 @@ def test_a_model_that_does_not_talk_is_refused(text_folder: Path) -> None:
         text_recipe(recipe_of(hypervla(text_folder)), 100)
 
 
+@pytest.mark.parametrize("numbers", [{"epochs": 0}, {"batch": -1}, {"rate": float("nan")}])
+def test_numbers_that_are_not_positive_are_refused(acting: Recipe, numbers: dict) -> None:
+    with pytest.raises(UserError, match="should be a positive number"):
+        text_recipe(acting, 100, **numbers)
+
+
 def test_the_command_pretrains(
     acting: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

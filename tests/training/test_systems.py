@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from hypervla.models.vision_language import LLAMA_2_7B, QWEN2_05B, VisionLanguag
 from hypervla.runtime.compiler import load
 from hypervla.training.batches import to_tensors
 from hypervla.training.loop import train
+from hypervla.training.metrics import LOG
 from hypervla.training.recipe import Recipe
 
 SIDE, ACTIONS = 24, 3
@@ -118,6 +120,8 @@ def test_a_system_trains_and_its_checkpoint_is_a_policy(
     train(recipe_of(model), point_data, tmp_path / "out")
     about = checkpoint.read_card(tmp_path / "out")
     assert about.config == model
+    report = json.loads((tmp_path / "out" / LOG).read_text().splitlines()[-1])
+    assert ("action_token_accuracy" in report) == (make in (openvla, evla, evla_autoregressive))
     loaded = load(tmp_path / "out")
     first = tiny.observation().images
     check_policy(lambda: loaded.compile(tiny.INSTRUCTIONS[0], first), tiny.observation, trained=False)

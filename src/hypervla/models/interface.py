@@ -149,3 +149,12 @@ class Monolithic(Model, Protocol):
     def example(self, samples: int) -> tuple[Tensor, ...]:
         """Empty tensors as `prepare` gives them, on the model's device, of the shapes a control step has."""
         ...
+
+
+@runtime_checkable
+class WritesTokens(Model, Protocol):
+    """A model whose actions are tokens."""
+
+    def action_token_accuracy(self, batch: Batch) -> Float[Tensor, ""]:
+        """Share of the action tokens that are the most likely ones, given the true ones before where those are seen."""
+        ...

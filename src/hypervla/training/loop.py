@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
+from torch import Tensor
+
 from hypervla import checkpoint
 from hypervla.contracts import UserError
 from hypervla.data.memory import InMemory, bytes_needed
@@ -17,6 +19,7 @@ from hypervla.data.opening import open_mixture
 from hypervla.data.robot_file import write_robot
 from hypervla.data.stream import SampleStream
 from hypervla.embodiment import Embodiment
+from hypervla.models.interface import Batch, Model, WritesTokens
 from hypervla.training.batches import from_stream
 from hypervla.training.recipe import Recipe
 from hypervla.training.run import SAVE_EVERY, OnStep, begin, check_out, learn
@@ -67,6 +70,7 @@ def train(
         recipe,
         out,
         loss_of=lambda model, batch: model.loss(batch),
+        measures_of=measures,
         identity={
             "dataset": "+".join(f"{row['digest']}:{row['weight']:g}" for row in datasets),
             "conventions": conventions(mixture),
@@ -84,6 +88,15 @@ def train(
     for name, robot in robots.items():
         write_robot(out / "robots" / f"{quote(name, safe='')}.toml", robot.embodiment, mixture.features(name))
     learn(run, workers=workers, save_every=save_every, on_step=on_step)
+
+
+def measures(model: Model, batch: Batch) -> Mapping[str, Tensor]:
+    """What is reported of a batch held back from training: the loss, and where actions are tokens the share of them
+    that are the most likely ones."""
+    found = {"validation_loss": model.loss(batch)}
+    if isinstance(model, WritesTokens):
+        found["action_token_accuracy"] = model.action_token_accuracy(batch)
+    return found
 
 
 def robots_of(recipe: Recipe, mixture: Mixture, initial: Path | None) -> Mapping[str, Robot]:

@@ -6,6 +6,7 @@ hypervla train evla --data data/bridge --init runs/evla-vlm --out runs/evla
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,13 +40,16 @@ def text_recipe(recipe: Recipe, pairs: int, *, epochs: int = 1, batch: int = 32,
     """The recipe's model with the published settings for learning from so many pairs of text and image: batch 32, once
     through the data, AdamW at 2e-5 with decay 0.1, a warm-up of 3 % and half a cosine.
 
-    Raises UserError for a model that does not talk.
+    Raises UserError for a model that does not talk, and for numbers that are not positive.
     """
     if not isinstance(recipe.model, EvlaConfig):
         raise UserError(
             f"Only a model with a language model of its own can be taught to talk about pictures, such as the recipe "
             f"evla, but {recipe.name} is a {type(recipe.model).__name__.removesuffix('Config')}."
         )
+    for what, value in (("epochs", epochs), ("pairs in a batch", batch), ("rate", rate)):
+        if not 0 < value < math.inf:
+            raise UserError(f"The {what} should be a positive number, but {value} came.")
     steps = max(1, epochs * len(split(pairs)[0]) // batch)
     return TextRecipe(
         name=f"{recipe.name} on text",
@@ -96,6 +100,7 @@ def pretrain(
         recipe,
         out,
         loss_of=lambda model, batch: text_loss(model.model, batch),
+        measures_of=lambda model, batch: {"validation_loss": text_loss(model.model, batch)},
         identity={"dataset": pairs.digest},
         resume=resume,
         initial=initial,

@@ -28,7 +28,7 @@ from hypervla.training.metrics import Metrics
 from hypervla.training.optimizer import make_optimizer, rate_factor, set_rates, update_average
 from hypervla.training.recipe import Settings
 
-REPORT_EVERY, SAVE_EVERY = 50, 500
+REPORT_EVERY, VALIDATE_EVERY, SAVE_EVERY = 50, 100, 500
 VALIDATION_BATCHES = 4
 
 OnStep = Callable[[int, Model], None]
@@ -46,6 +46,8 @@ class Run:
     """A Model, which is an nn.Module too."""
     loss_of: Callable[[Any], Tensor]
     """The model's loss of a batch."""
+    measures_of: Callable[[Any], Mapping[str, Tensor]]
+    """What is reported of the model on a batch that is held back."""
     training: MakeBatch
     validation: MakeBatch | None
     """Batches of what is held back from training."""
@@ -68,18 +70,18 @@ class Run:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16")
 
     @torch.no_grad()
-    def validation_loss(self) -> float:
-        """Loss of the present weights on what is kept from training, without touching the random state."""
+    def validate(self) -> Mapping[str, float]:
+        """Means of the measures of the present weights on what is held back, without touching the random state."""
         assert self.validation is not None
         random = torch.get_rng_state()
         torch.manual_seed(0)  # the same contexts lose their image each time, so that two losses can be compared
         held_back = (self.validation(i) for i in range(VALIDATION_BATCHES))
         self.model.eval()
         with self.autocast():
-            losses = [self.loss_of(batch.to(self.device)) for batch in held_back]
+            measured = [self.measures_of(batch.to(self.device)) for batch in held_back]
         self.model.train()
         torch.set_rng_state(random)
-        return float(torch.stack(losses).mean())
+        return {name: float(torch.stack([found[name] for found in measured]).mean()) for name in measured[0]}
 
     def save(self) -> None:
         """The state to resume from, and a checkpoint of the averaged weights."""
@@ -118,14 +120,18 @@ def begin(
     out: Path,
     *,
     loss_of: Callable[[Any, Any], Tensor],
+    measures_of: Callable[[Any, Any], Mapping[str, Tensor]],
     identity: Mapping[str, Any],
     resume: bool,
     initial: Path | None,
     device: str,
     **data: Any,
 ) -> Run:
-    """Model and optimizer in place for the first step, or for the next one of an interrupted run. `loss_of` gets the
-    model and a batch; `data` are Run's fields of what is learned from. Raises UserError for what does not fit."""
+    """Model and optimizer in place for the first step, or for the next one of an interrupted run.
+
+    `loss_of` and `measures_of` get the model and a batch; `data` are Run's fields of what is learned from. Raises
+    UserError for what does not fit.
+    """
     torch.manual_seed(settings.seed)
     model = settings.model.build().to(device)
     if initial is not None:
@@ -135,6 +141,7 @@ def begin(
         out=out,
         model=model,
         loss_of=lambda batch: loss_of(model, batch),
+        measures_of=lambda batch: measures_of(model, batch),
         identity={
             "recipe": settings_to_json(settings),
             **identity,
@@ -187,8 +194,9 @@ def learn(run: Run, *, workers: int, save_every: int, on_step: OnStep | None) ->
                     "samples_per_second": len(losses) * run.samples / (time.monotonic() - began),
                     "processor_seconds": time.process_time() - worked,
                 }
-                extra = {"validation_loss": run.validation_loss()} if saving and run.validation else {}
-                metrics.report(step, loss=run.loss, gradient_norm=float(norm), **speed, **extra)
+                validating = run.validation is not None and (saving or step % VALIDATE_EVERY == 0)
+                measured = run.validate() if validating else {}
+                metrics.report(step, loss=run.loss, gradient_norm=float(norm), **speed, **measured)
                 losses, began, worked = [], time.monotonic(), time.process_time()
             if on_step is not None:
                 on_step(step, model)

@@ -1,0 +1,115 @@
+"""`hypervla train` and `hypervla pretrain`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional, UseAppendAction
+
+from hypervla.options import Cameras, Device, Flag, Initial, Out, Robot, Rows
+
+
+def train(
+    recipe: Positional[str],
+    /,
+    *,
+    data: UseAppendAction[tuple[str, ...]],
+    out: Out,
+    mixture: str | None = None,
+    cameras: Cameras = (),
+    robot: Robot = None,
+    rows: Rows = None,
+    paraphrases: Path | None = None,
+    resume: Flag = False,
+    initial: Initial = None,
+    device: Device = "cpu",
+    workers: int = 0,
+    steps: int | None = None,
+    batch_contexts: int | None = None,
+    seed: int | None = None,
+    trace: Flag = False,
+    no_trace: Flag = False,
+) -> None:
+    """Train a recipe on a dataset or a mixture of datasets (LeRobot, RLDS).
+
+    Example: hypervla train small --data data/kitchen:1.0 --data data/desk:0.3 --out runs/both
+
+    Args:
+        recipe: Name of the recipe.
+        data: A dataset as FOLDER or FOLDER:WEIGHT; given several times, they are mixed by weight × size.
+        out: Folder for checkpoints and logs.
+        mixture: A named mixture whose datasets lie in the folder --data, such as oxe_hypervla.
+        paraphrases: JSON with other ways to say instructions, as scripts/convert_paraphrases.py writes it.
+        resume: Continue the interrupted run in --out, bit for bit.
+        initial: A checkpoint to start from, with a fresh optimizer; what does not fit starts afresh and is listed.
+        workers: Processes that decode and augment images beside the training process.
+        steps: Override the recipe's number of steps.
+        batch_contexts: Override the recipe's task contexts per batch.
+        seed: Override the recipe's seed.
+        trace: Compile the training step with torch.compile, whatever the recipe says.
+        no_trace: Run eagerly, whatever the recipe says.
+    """
+    from hypervla.arguments import check_device, choose_one, find_checkpoint, override, told
+    from hypervla.data.opening import open_mixture
+    from hypervla.display import show_mixture
+    from hypervla.training.recipes import recipe as find_recipe
+
+    traced = choose_one("--trace", trace, "--no-trace", no_trace)
+    find_recipe(recipe)  # an unknown name is refused before any data is read
+    start = None if initial is None else find_checkpoint(initial)
+    options = {"resume": resume, "device": check_device(device), "workers": workers}
+    datasets = open_mixture(data, named=mixture, told=told(robot, rows, cameras, paraphrases))
+    show_mixture(datasets)
+    from hypervla.training.loop import train as train_recipe
+
+    changes = {"steps": steps, "batch_contexts": batch_contexts, "seed": seed, "trace": traced}
+    chosen = override(find_recipe(recipe, datasets.readers[0].embodiment), changes)
+    train_recipe(chosen, datasets, out, initial=start, **options)
+
+
+def pretrain(
+    recipe: Positional[str],
+    /,
+    *,
+    data: Path,
+    images: Path,
+    out: Out,
+    initial: Initial = None,
+    resume: Flag = False,
+    fit: Literal["letterbox", "naive"] = "letterbox",
+    epochs: int = 1,
+    batch: int = 32,
+    rate: float = 2e-5,
+    device: Device = "cpu",
+    workers: int = 0,
+) -> None:
+    """Teach EVLA's language model to talk about pictures, before train --init teaches it to act.
+
+    Example: hypervla pretrain evla --data llava.json --images coco --init runs/evla-parts --out runs/evla-vlm
+
+    Args:
+        recipe: Name of a recipe of EVLA.
+        data: Image-text pairs: a JSON list in LLaVA's format.
+        images: Folder that the list's image names are relative to.
+        out: Folder for checkpoints and logs.
+        initial: A checkpoint to start from, such as hypervla weights import makes of published parts.
+        resume: Continue the interrupted run in --out, bit for bit.
+        fit: Whether pictures are padded to a square or pressed into one.
+        epochs: How often to go through the pairs.
+        batch: Pairs in a step.
+        rate: Learning rate after the warm-up.
+        workers: Processes that decode pictures beside the training process.
+    """
+    from hypervla.arguments import check_device, find_checkpoint
+    from hypervla.data.image_text import ImageText
+    from hypervla.training.pretrain import pretrain as pretrain_recipe
+    from hypervla.training.pretrain import text_recipe
+    from hypervla.training.recipes import recipe as find_recipe
+
+    model = find_recipe(recipe)
+    start = None if initial is None else find_checkpoint(initial)
+    pairs = ImageText(data, images, model.sampling.image_size, fit)
+    chosen = text_recipe(model, len(pairs), epochs=epochs, batch=batch, rate=rate)
+    options = {"resume": resume, "device": check_device(device), "workers": workers}
+    pretrain_recipe(chosen, pairs, out, initial=start, **options)
