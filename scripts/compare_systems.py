@@ -19,6 +19,8 @@ from pathlib import Path
 
 ROUND = 50
 """Steps between two reports of a run."""
+CURVE = ("step", "loss", "validation_loss", "action_token_accuracy")
+"""What is kept of each report."""
 
 
 def hypervla(arguments: argparse.Namespace, *words: str) -> None:
@@ -93,6 +95,7 @@ def trained(arguments: argparse.Namespace, run: Path, copy: Path, steps: int, sa
         "samples_per_second": last["step"] * samples / seconds(copy),
         "loss": last["loss"],
         "validation_loss": last.get("validation_loss"),
+        "curve": [{key: row[key] for key in CURVE if key in row} for row in rows(copy)],
         "successes": judge(arguments, copy, arguments.out / "evaluations" / copy.name),
     }
 
