@@ -1,7 +1,8 @@
 """The tables and plots of what compare_systems.py measured.
 
-    hypervla bench table3 --scale small --json > bench.json
-    python scripts/comparison_report.py docs/results/small_*.json --bench bench.json --out docs
+    hypervla bench table3 --scale small --json > table3.json
+    hypervla bench evla --scale small --json > evla.json
+    python scripts/comparison_report.py docs/results/small_*.json --bench table3.json evla.json --out docs
 
 Prints Markdown: success at both budgets, with what reading, computing and learning cost; and each system against the
 first one named, on the same scenes. Writes OUT/comparison.png and, where there are two EVLAs, OUT/evla.png.
@@ -21,6 +22,7 @@ from hypervla.evaluation.report import percent, span
 BUDGETS = ("equal samples", "equal time")
 EVLAS = ("small_evla", "small_evla_autoregressive")
 WORDS = {"small_evla": "joint: one pass", "small_evla_autoregressive": "autoregressive: one after another"}
+PLAIN = "fused attention"
 Found = Mapping[str, Any]
 
 
@@ -39,6 +41,13 @@ def against(first: Found, other: Found, budget: str) -> PairedDifference:
     """The other minus the first."""
     pairs = list(zip(outcomes(first, budget), outcomes(other, budget), strict=True))
     return PairedDifference(len(pairs), gained=pairs.count((0, 1)), lost=pairs.count((1, 0)))
+
+
+def read_latency(benches: Sequence[Path]) -> dict[str, float]:
+    """Median milliseconds of one control step by recipe; of several ways to compute it, the plain one."""
+    rows = [row for path in benches for row in json.loads(path.read_text())["systems"]]
+    plain = [row for row in rows if row["latency"] and row.get("way", PLAIN) == PLAIN]
+    return {row["recipe"]: 1000 * row["latency"]["p50"] for row in reversed(plain)}
 
 
 def main_table(systems: Sequence[Found], latency: Mapping[str, float]) -> list[str]:
@@ -118,15 +127,12 @@ def plot_twins(twins: Sequence[Found], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "results", nargs="+", type=Path, help="what compare_systems.py wrote"
-    )
-    parser.add_argument("--bench", type=Path, help="what hypervla bench table3 --scale small --json printed")
+    parser.add_argument("results", nargs="+", type=Path, help="what compare_systems.py wrote")
+    parser.add_argument("--bench", nargs="*", type=Path, default=[], help="what hypervla bench … --json printed")
     parser.add_argument("--out", type=Path, required=True, help="folder for the plots")
     arguments = parser.parse_args()
     systems = [json.loads(path.read_text()) for path in arguments.results]
-    bench = [] if arguments.bench is None else json.loads(arguments.bench.read_text())["rows"]
-    latency = {row["name"]: row["p50_ms"] for row in bench}
+    latency = read_latency(arguments.bench)
     print(*main_table(systems, latency), "", *task_table(systems), "", sep="\n")
     for budget in BUDGETS:
         for other in systems[1:]:

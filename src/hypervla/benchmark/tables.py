@@ -41,6 +41,7 @@ TABLE_3 = (
     Row("EVLA, jointly", "evla", "small_evla"),
     Row("HyperVLA", "paper", "small_hypervla", "86 M", "4.7e10", "4 ms"),
     Row("base policy alone", "paper_alone", "small_alone"),
+    Row("base policy, told the instruction", "paper_monolithic", "small_monolithic"),
 )
 """HyperVLA's table 3. Octo's operations there are those of one frame and one camera. HyperVLA's 4 ms may be the time to
 start the computation, since the published clock does not wait for it."""

@@ -80,6 +80,14 @@ def paper_alone(robot: Embodiment = WIDOWX) -> Recipe:
     return _changed("paper_alone", robot, alone)
 
 
+def paper_monolithic(robot: Embodiment = WIDOWX) -> Recipe:
+    """No hypernetwork either, but the base policy reads the instruction at every step. Not among the published ones."""
+    model: HyperVLAConfig = hypervla(robot)
+    words = model.instruction_encoder
+    told = MonolithicConfig(model.backbone, model.policy, model.head, instruction_encoder=words, cameras=model.cameras)
+    return _changed("paper_monolithic", robot, told)
+
+
 def paper_variance(robot: Embodiment = WIDOWX) -> Recipe:
     """The released code's other initialisation of the output heads, which the published run leaves off."""
     model = replace(hypervla(robot), hypernetwork=HypernetworkConfig(initialisation="variance"))
@@ -106,6 +114,7 @@ RECIPES: tuple[Callable[..., Recipe], ...] = (
     paper_clip,
     paper_siglip,
     paper_alone,
+    paper_monolithic,
     paper_variance,
     paper_words_only,
     paper_patches,
