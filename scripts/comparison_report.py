@@ -102,19 +102,19 @@ def plot_success(systems: Sequence[Found], path: Path) -> None:
 
 
 def plot_twins(twins: Sequence[Found], path: Path) -> None:
-    """Loss and accuracy on held-back episodes, by samples and by time."""
+    """Training loss, and accuracy on held-back episodes, by samples and by time."""
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(2, 2, figsize=(9, 6), layout="constrained", sharex="col", sharey="row")
     for found, colour in zip(twins, ("#2b5797", "#c0504d"), strict=True):
         run, name = found["equal time"], WORDS[found["system"]]
         minutes_a_step = run["minutes"] / run["steps"]
-        for row, key in enumerate(("validation_loss", "action_token_accuracy")):
+        for row, key in enumerate(("loss", "action_token_accuracy")):
             points = [(report["step"], report[key]) for report in run["curve"] if key in report]
             steps, values = zip(*points, strict=True)
             axes[row][0].plot([s * found["samples_a_step"] / 1000 for s in steps], values, color=colour, label=name)
             axes[row][1].plot([s * minutes_a_step for s in steps], values, color=colour, label=name)
-    axes[0][0].set_ylabel("cross-entropy of a bin, held back")
+    axes[0][0].set_ylabel("training loss")
     axes[1][0].set_ylabel("share of bins that are right, held back")
     axes[1][0].set_xlabel("thousand samples")
     axes[1][1].set_xlabel("minutes on one core")
