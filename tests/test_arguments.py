@@ -80,7 +80,7 @@ def test_the_processor_is_always_a_device() -> None:
     assert arguments.check_device("cpu") == "cpu"
 
 
-@pytest.mark.parametrize("name", ["gpu", "", "cuda:99"])
+@pytest.mark.parametrize("name", ["gpu", "", "cuda:99", "meta", "mps"])
 def test_a_device_that_is_not_there_is_refused(name: str) -> None:
     with pytest.raises(UserError, match="cpu"):
         arguments.check_device(name)

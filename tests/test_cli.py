@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from hypervla import cli
 from hypervla.arguments import OVERRIDABLE
@@ -149,6 +150,8 @@ def test_the_listed_fields_and_no_others_can_be_overridden() -> None:
         (UserError("no statistics:\n run hypervla record"), "no statistics: run hypervla record"),
         (OSError(errno.ENOSPC, "No space left on device", "data/mt10"), "disk is full (writing data/mt10)"),
         (RuntimeError("Io error: No space left on device (os error 28)"), "disk is full"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), "fewer --batch-contexts"),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't"), "memory"),
         (FileNotFoundError(errno.ENOENT, "No such file", "first.png"), "first.png"),
         (PermissionError(errno.EACCES, "Permission denied", "data"), "data"),
         (NotADirectoryError(errno.ENOTDIR, "Not a directory", "notes.txt"), "notes.txt"),

@@ -83,7 +83,9 @@ def check_device(name: str) -> str:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"There is no device '{name}': say cpu, cuda or cuda:N.") from None
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise UserError(f"There is no device '{name}': say cpu, cuda or cuda:N.")
     if device.type == "cuda":
         count = torch.cuda.device_count()
         if (device.index or 0) >= count:

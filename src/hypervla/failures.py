@@ -32,6 +32,11 @@ def explain(error: BaseException) -> str | None:
         package = (error.name or "").split(".")[0]
         extra = EXTRAS.get(package)
         return extra and f"This command needs the package '{package}': pip install 'hypervla[{extra}]'."
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "CPUAllocator" in str(error):
+        return (
+            "The memory of the machine or of its GPU is full: choose fewer --batch-contexts or --workers, or a smaller "
+            "recipe."
+        )
     # Libraries written in Rust or C++ report a full disk in words, not as an OSError with its number.
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
         where = getattr(error, "filename", None)

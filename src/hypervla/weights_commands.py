@@ -63,20 +63,24 @@ def _robot(
     from hypervla.data.opening import open_dataset
     from hypervla.data.published_statistics import read_statistics
     from hypervla.embodiment import find_embodiment
+    from hypervla.training.published import published_normalizer
     from hypervla.training.recipes import recipe as find_recipe
 
     if (name is None) == (data is None):
         raise UserError("Say which robot the weights move: either --robot NAME or --data DIR.")
-    if statistics is None and data is None:
-        raise UserError("Action statistics are missing: give --statistics FILE, or a dataset with --data DIR.")
     reader = None if data is None else open_dataset(data)
     body = reader.embodiment if reader is not None else find_embodiment(name or "")
     chosen = find_recipe(recipe, body)
+    if (own := published_normalizer(chosen.model, body)) is not None:
+        if statistics is not None:
+            raise UserError(f"The weights of {recipe} have units of their own: leave out --statistics.")
+        return Robot(body, own), chosen
     if statistics is not None:
         found = read_statistics(statistics, key)
-    else:
-        assert reader is not None
+    elif reader is not None:
         found = reader.statistics()
+    else:
+        raise UserError("Action statistics are missing: give --statistics FILE, or a dataset with --data DIR.")
     return Robot(body, Normalizer.from_statistics(found, body, chosen.sampling.normalisation)), chosen
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from hypervla import cli
 from hypervla.benchmark import tables
 from hypervla.benchmark.tables import TABLE_3, WRITERS
-from hypervla.benchmark.timing import LEAST, WARM_UP, latency, measure
+from hypervla.benchmark.timing import DEFAULT, LEAST, WARM_UP, control_step, latency, measure
 from hypervla.contracts import UserError
 from hypervla.models.action_head import LinearHead
 from hypervla.models.backbones import ConvNet
@@ -41,7 +42,7 @@ class TooLarge(MonolithicConfig):
 
 class Dying(MonolithicConfig):
     def build(self, pretrained: bool = True):
-        os._exit(9)
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 SHAPE = {"backbone": ConvNet(24, (4, 8), 4), "policy": PolicyConfig(8, 1, 2, 16), "head": LinearHead(2, 3)}
@@ -49,11 +50,32 @@ SHAPE = {"backbone": ConvNet(24, (4, 8), 4), "policy": PolicyConfig(8, 1, 2, 16)
 
 @pytest.mark.parametrize(
     ("config", "words"),
-    [(TooLarge(**SHAPE), "TooLarge does not fit the memory of cpu"), (Dying(**SHAPE), "exit code 9")],
+    [(TooLarge(**SHAPE), "TooLarge does not fit the memory of cpu"), (Dying(**SHAPE), "killed by signal 9")],
 )
 def test_what_does_not_fit_is_said_in_a_sentence(config, words: str) -> None:
     with pytest.raises(UserError, match=words):
         latency(config, "cpu", seconds=0.0)
+
+
+class Failing(MonolithicConfig):
+    def build(self, pretrained: bool = True):
+        raise KeyError("a fault of ours")
+
+
+def test_a_fault_is_not_called_a_lack_of_memory() -> None:
+    with pytest.raises(RuntimeError, match="Timing Failing failed"):
+        latency(Failing(**SHAPE), "cpu", seconds=0.0)
+
+
+@pytest.mark.parametrize("name", sorted({row.small for row in TABLE_3} | {"small_hypervla_diffusion"}))
+def test_every_system_acts_in_bfloat16(name: str) -> None:
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        model = RECIPES[name]().model.build(pretrained=False).eval()
+        with torch.inference_mode():
+            assert torch.isfinite(control_step(model, DEFAULT)()).all()
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_every_row_names_recipes() -> None:

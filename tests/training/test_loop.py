@@ -13,14 +13,18 @@ import torch
 from safetensors.torch import load_file
 from tests import tiny
 from tests.fakes import POINT, make_point_world
+from tests.training.test_systems import evla, recipe_of
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from hypervla import checkpoint
 from hypervla.contracts import UserError
+from hypervla.data.normalize import Robot
+from hypervla.data.opening import open_mixture
 from hypervla.data.record import record
 from hypervla.embodiment import Embodiment
 from hypervla.models.action_head import ReleasedHead
-from hypervla.training.loop import train
+from hypervla.models.hypervla import HyperVLAConfig
+from hypervla.training.loop import robots_of, train
 from hypervla.training.metrics import LOG
 from hypervla.training.recipe import Recipe
 
@@ -61,6 +65,37 @@ def test_a_run_may_start_from_a_checkpoint_and_keeps_its_statistics(
     assert after.robots == before.robots
     assert after.provenance["initial_checkpoint"] == before.digest
     assert len(after.provenance["datasets"]) == 2
+
+
+def test_frozen_vision_wants_weights_to_start_from(
+    recipe: Recipe, text_folder: Path, point_data: Path, tmp_path
+) -> None:
+    frozen = recipe_of(replace(evla(text_folder), frozen_vision=True))
+    with pytest.raises(UserError, match="start from a checkpoint with --init"):
+        train(frozen, point_data, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_all_parts_train_from_the_first_step(recipe: Recipe, point_data: Path, tmp_path: Path, monkeypatch) -> None:
+    """Pretrained parts come from transformers in evaluation mode."""
+    build = HyperVLAConfig.build
+    monkeypatch.setattr(HyperVLAConfig, "build", lambda self, pretrained=True: build(self, pretrained).eval())
+    modes: list[bool] = []
+    once = replace(recipe, steps=1)
+    train(once, point_data, tmp_path / "out", on_step=lambda _, model: modes.append(model.hypernetwork.training))
+    assert modes == [True]
+
+
+def test_statistics_of_another_normalisation_are_not_kept(
+    uninterrupted: Path, recipe: Recipe, point_data: Path, tmp_path: Path
+) -> None:
+    bounded = replace(recipe, sampling=replace(recipe.sampling, normalisation="bounds"))
+    mixture = open_mixture([point_data])
+    fresh, after = (robots_of(bounded, mixture, start)["point"].normalizer for start in (None, uninterrupted))
+    assert after.digest == fresh.digest
+    assert after.clip == 1.0
+    kept = robots_of(recipe, mixture, uninterrupted)["point"].normalizer
+    assert kept.digest == Robot.from_json(checkpoint.read_card(uninterrupted).robots["point"]).normalizer.digest
 
 
 def test_a_run_that_started_elsewhere_is_another_run(

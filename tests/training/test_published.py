@@ -19,16 +19,19 @@ from tests.models.test_pretrained_parts import parts  # noqa: F401
 from tests.training.test_systems import alone, octo
 
 from hypervla import checkpoint, cli
-from hypervla.baselines import octo_weights
+from hypervla.baselines import octo_weights, rt1_weights
+from hypervla.baselines.rt1 import RT1_X, RT1Config
 from hypervla.contracts import UserError
 from hypervla.data.normalize import Robot
 from hypervla.data.published_statistics import read_statistics
+from hypervla.embodiment import WIDOWX
 from hypervla.models import released_weights
 from hypervla.models.action_head import ReleasedHead
 from hypervla.models.evla import EvlaConfig
 from hypervla.models.npz import read_npz, write_npz
 from hypervla.runtime.compiler import load
-from hypervla.training.published import export_weights, import_weights
+from hypervla.training.published import export_weights, import_weights, published_normalizer
+from hypervla.training.recipes import recipe
 
 ROBOT = Robot(POINT, tiny.NORMALIZER)
 
@@ -153,3 +156,27 @@ def test_evlas_parts_are_there_to_train_from(text_folder: Path, parts: Path, tmp
 def test_weights_that_move_a_robot_want_to_know_which(text_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Say which robot the weights move"):
         import_weights(octo(text_folder), "octo.npz", None, tmp_path / "ours")
+
+
+def test_rt1_x_speaks_in_units_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The middle bins are rest, and SIMPLER's factors lie behind them."""
+    read: list[RT1Config] = []
+    monkeypatch.setattr(rt1_weights, "read_published", lambda path, model: read.append(model.config) or {})
+    chosen = recipe("rt1_x", WIDOWX)
+    normalizer = published_normalizer(chosen.model, WIDOWX)
+    assert normalizer is not None
+    import_weights(chosen.model, "rt1x.npz", Robot(WIDOWX, normalizer), tmp_path / "ours")
+    assert read[0].actions == replace(
+        chosen.model.actions, world_vector=(-2.0, 2.0), rotation_delta=RT1_X.actions.rotation_delta
+    )
+    assert checkpoint.read_card(tmp_path / "ours").config == read[0]
+    moved = normalizer.inverse_actions(np.array([1.75, -1.75, 0, 1.4, -1.4, 0, 1], np.float32))
+    np.testing.assert_allclose(moved[:6], [0.05, -0.05, 0, 0.25, -0.25, 0], atol=1e-7)
+    with pytest.raises(UserError, match="is not known, only for widowx"):
+        published_normalizer(chosen.model, POINT)
+    assert published_normalizer(recipe("octo_small").model, WIDOWX) is None
+
+
+def test_only_a_recipe_with_dinov2_takes_released_weights(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="this recipe has a ConvNet"):
+        import_weights(recipe("small").model, "hypervla.npz", ROBOT, tmp_path / "ours")

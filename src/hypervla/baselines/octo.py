@@ -268,7 +268,7 @@ class CameraTokens(nn.Module):
 
     def forward(self, images: UInt8[Tensor, "B T h w 3"], goals: UInt8[Tensor, "B h w 3"]) -> Float[Tensor, "B T K D"]:
         stacked = torch.cat([images, goals.unsqueeze(1).expand_as(images)], -1)
-        pixels = stacked.flatten(0, 1).permute(0, 3, 1, 2).float()
+        pixels = stacked.flatten(0, 1).permute(0, 3, 1, 2).to(self.projection.weight.dtype)
         if self.times_smaller > 1:
             pixels = F.avg_pool2d(pixels, self.times_smaller)
         cells = self.stem(pixels / 127.5 - 1.0).flatten(2).transpose(1, 2)

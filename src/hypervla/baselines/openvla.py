@@ -184,8 +184,8 @@ class OpenVLA(nn.Module):
         """Share of the action tokens that are the most likely ones, given those before."""
         wanted, counts = self._targets(batch)
         found = self._logits(wanted, *self.prepare(batch.inputs())).argmax(-1)
-        right = (found == wanted)[:, :-1][counts[:, :-1]]
-        return right.float().mean()
+        right = (found == wanted) & counts
+        return right[:, :-1].sum() / counts[:, :-1].sum().clamp(min=1)
 
     def loss_of_tensors(
         self, wanted: Int64[Tensor, "B T"], counts: Bool[Tensor, "B T"], *tensors: Tensor

@@ -74,7 +74,7 @@ class VisionTokens(nn.Module):
     def map(self, images: UInt8[Tensor, "B h w 3"], sentence: Float[Tensor, "B S"]) -> Float[Tensor, "B C y x"]:
         """The EfficientNet's last map."""
         network = self.efficientnet
-        x = network.embeddings((images.permute(0, 3, 1, 2).float() - self.mean) / self.std)
+        x = network.embeddings((images.permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean) / self.std)
         for block, film in zip(network.encoder.blocks, self.films, strict=True):
             x = film(block(x), sentence)
         return network.encoder.top_activation(network.encoder.top_bn(network.encoder.top_conv(x)))

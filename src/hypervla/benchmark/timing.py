@@ -31,7 +31,7 @@ class Way:
     fused: bool = True
     """Attention in one kernel where the device has one, or written out."""
     traced: bool = False
-    """Vision and language model through torch.compile, on a GPU with CUDA graphs where it finds them safe."""
+    """Vision and language model through torch.compile, in its default mode (without CUDA graphs)."""
     cached: bool = True
     """Whether a model that writes tokens one after another keeps keys and values."""
 
@@ -120,9 +120,12 @@ def latency(
         answer = ours.recv()
     except EOFError:
         process.join()
+        name = type(config).__name__.removesuffix("Config")
+        if process.exitcode is not None and process.exitcode >= 0:
+            raise RuntimeError(f"Timing {name} failed; the traceback of its process stands above.") from None
         raise UserError(
-            f"Timing {type(config).__name__.removesuffix('Config')} ended with exit code {process.exitcode}, most "
-            f"likely for want of memory: choose a machine with more, or a smaller model with --scale."
+            f"The process that timed {name} was killed by signal {-(process.exitcode or 0)}, most likely for want of "
+            f"memory: choose a machine with more, or a smaller model with --scale."
         ) from None
     process.join()
     if isinstance(answer, str):
@@ -150,7 +153,7 @@ def _here(config: ModelConfig, device: torch.device, precision: Precision, secon
     if way.traced:
         model.model.vision_backbone.forward = torch.compile(model.model.vision_backbone.forward)
         model.model.language_model.model.forward = torch.compile(model.model.language_model.model.forward, dynamic=True)
-    with torch.device(device), nullcontext() if way.fused else sdpa_kernel(SDPBackend.MATH):
+    with nullcontext() if way.fused else sdpa_kernel(SDPBackend.MATH):
         found = measure(control_step(model, way), device, seconds)
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else most_memory() - before
     return Latency(*found, peak_bytes=peak)

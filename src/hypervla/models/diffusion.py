@@ -110,7 +110,7 @@ class DiffusionHead:
         angle = 2 * math.pi * time.unsqueeze(-1) * weights["head.frequency.kernel"].unsqueeze(1)
         moment = torch.cat([angle.cos(), angle.sin()], -1)
         moment = linear(weights, "head.time.1", F.silu(linear(weights, "head.time.0", moment)))
-        x = linear(weights, "head.input", torch.cat([moment, features, noisy], -1))
+        x = linear(weights, "head.input", torch.cat([moment, features, noisy.to(moment.dtype)], -1))
         for i in range(self.blocks):
             y = layer_norm(weights, f"head.blocks.{i}.norm", x)
             x = x + linear(weights, f"head.blocks.{i}.narrow", F.silu(linear(weights, f"head.blocks.{i}.wide", y)))

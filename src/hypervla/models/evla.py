@@ -167,7 +167,7 @@ class Evla(nn.Module):
         """Share of the bins that are the most likely; but for `joint`, given the true ones before."""
         bins, counts = self._targets(batch)
         logits = self._logits(bins, *self.prepare(batch.inputs()))[:, : self.config.actions]
-        return (logits.argmax(-1) == bins)[counts].float().mean()
+        return ((logits.argmax(-1) == bins) & counts).sum() / counts.sum().clamp(min=1)
 
     def loss_of_tensors(
         self, bins: Int64[Tensor, "B J"], counts: Bool[Tensor, "B J"], *tensors: Tensor

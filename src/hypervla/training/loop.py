@@ -100,9 +100,12 @@ def measures(model: Model, batch: Batch) -> Mapping[str, Tensor]:
 
 
 def robots_of(recipe: Recipe, mixture: Mixture, initial: Path | None) -> Mapping[str, Robot]:
-    """The robots of the data and how their numbers are normalised: as in the initial checkpoint if it knows them."""
+    """The robots of the data and how their numbers are normalised: as in the initial checkpoint if it knows them and
+    normalises as the recipe does (the published RT-1-X does not)."""
     start = {} if initial is None else checkpoint.read_card(initial).robots
     known = {name: Robot.from_json(robot) for name, robot in start.items()}
+    bounded = recipe.sampling.normalisation == "bounds"
+    known = {name: robot for name, robot in known.items() if (robot.normalizer.clip is not None) == bounded}
     return mixture.robots(recipe.sampling.normalisation, known)
 
 

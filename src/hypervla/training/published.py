@@ -15,10 +15,12 @@ from hypervla import checkpoint
 from hypervla.baselines import octo_weights, rt1_weights
 from hypervla.baselines.octo import OctoConfig
 from hypervla.baselines.openvla import OpenVLAConfig
-from hypervla.baselines.rt1 import RT1Config
+from hypervla.baselines.rt1 import RT1_X, RT1Config
 from hypervla.contracts import UserError
-from hypervla.data.normalize import Robot
+from hypervla.data.normalize import Normalizer, Robot
+from hypervla.embodiment import Embodiment
 from hypervla.models import released_weights
+from hypervla.models.backbones import DinoV2
 from hypervla.models.evla import EvlaConfig
 from hypervla.models.hypervla import HyperVLAConfig
 from hypervla.models.interface import ModelConfig
@@ -32,6 +34,11 @@ Read = Callable[[str, Any], tuple[ModelConfig, Mapping[str, Tensor]]]
 
 def _hypervla(source: str, config: HyperVLAConfig) -> tuple[ModelConfig, Mapping[str, Tensor]]:
     """Released weights were trained with Flax's rule for the position table, so they are run with it."""
+    if not isinstance(config.backbone, DinoV2):
+        raise UserError(
+            f"The released HyperVLA sees through a DINOv2, but this recipe has a {type(config.backbone).__name__}: "
+            f"choose a recipe such as paper."
+        )
     flax = replace(config, backbone=replace(config.backbone, position_rule="flax"))
     return flax, released_weights.from_flax(read_npz(Path(source)), flax)
 
@@ -41,9 +48,40 @@ def _octo(source: str, config: OctoConfig) -> tuple[ModelConfig, Mapping[str, Te
 
 
 def _rt1(source: str, config: RT1Config) -> tuple[ModelConfig, Mapping[str, Tensor]]:
+    """The recipe's bins are those of actions normalised to ±1; the published weights speak in the published ones."""
+    published = RT1_X.actions
+    actions = replace(config.actions, world_vector=published.world_vector, rotation_delta=published.rotation_delta)
+    config = replace(config, actions=actions)
     with torch.device("meta"):
         model = config.build(pretrained=False)
     return config, rt1_weights.read_published(Path(source), model)
+
+
+RT1_X_UNITS = {"widowx": (0.05 / 1.75,) * 3 + (0.25 / 1.4,) * 3}
+"""What one unit of RT-1-X's world vector and rotation is on a robot, in metres and radians, as SIMPLER drives it (spec
+6); the gripper's command follows from the robot."""
+
+
+def published_normalizer(config: ModelConfig, embodiment: Embodiment) -> Normalizer | None:
+    """How published weights speak of a robot's actions where that does not come from statistics of data.
+
+    Raises UserError for a robot that RT-1-X's units are not known of.
+    """
+    if not isinstance(config, RT1Config):
+        return None
+    if embodiment.name not in RT1_X_UNITS:
+        raise UserError(
+            f"What RT-1-X's numbers mean for {embodiment.name} is not known, only for {', '.join(RT1_X_UNITS)}: train "
+            f"the recipe on data of {embodiment.name} instead."
+        )
+    units = np.array([*RT1_X_UNITS[embodiment.name], 1.0], np.float32)
+    return Normalizer(
+        action_mean=np.zeros_like(units),
+        action_std=units,
+        proprio_mean=np.zeros(embodiment.proprio_size, np.float32),
+        proprio_std=np.ones(embodiment.proprio_size, np.float32),
+        gripper=embodiment.gripper,
+    )
 
 
 def _openvla(source: str, config: OpenVLAConfig) -> tuple[ModelConfig, Mapping[str, Tensor]]:

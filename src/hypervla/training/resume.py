@@ -41,6 +41,8 @@ def save(
         moments = optimizer.state.get(parameter, {})
         tensors |= {f"{key}/{name}": value for key, value in moments.items()}
     tensors["random"] = torch.get_rng_state()
+    if (device := _device(model)).type == "cuda":
+        tensors["device_random"] = torch.cuda.get_rng_state(device)
     data = to_bytes({name: value.cpu().contiguous() for name, value in tensors.items()})
     folder = out / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
@@ -84,11 +86,17 @@ def load(
     assign(parameters, parts.pop("weights"), card_path)
     average.update({name: value.to(parameters[name].device) for name, value in parts.pop("average", {}).items()})
     torch.set_rng_state(parts.pop("random")[""])
+    if state := parts.pop("device_random", None):
+        torch.cuda.set_rng_state(state[""], _device(model))
     for name, parameter in parameters.items():
         moments = {key: values[name].to(parameter.device) for key, values in parts.items() if name in values}
         if moments:
             optimizer.state[parameter] = moments
     return step
+
+
+def _device(model: Model) -> torch.device:
+    return next(iter(model.trained_parameters().values())).device
 
 
 def forget(out: Path) -> None:

@@ -73,14 +73,12 @@ class Run:
     def validate(self) -> Mapping[str, float]:
         """Means of the measures of the present weights on what is held back, without touching the random state."""
         assert self.validation is not None
-        random = torch.get_rng_state()
-        torch.manual_seed(0)  # the same contexts lose their image each time, so that two losses can be compared
         held_back = (self.validation(i) for i in range(VALIDATION_BATCHES))
         self.model.eval()
-        with self.autocast():
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []), self.autocast():
+            torch.manual_seed(0)  # the same contexts lose their image each time, so that two losses can be compared
             measured = [self.measures_of(batch.to(self.device)) for batch in held_back]
         self.model.train()
-        torch.set_rng_state(random)
         return {name: float(torch.stack([found[name] for found in measured]).mean()) for name in measured[0]}
 
     def save(self) -> None:
@@ -132,8 +130,13 @@ def begin(
     `loss_of` and `measures_of` get the model and a batch; `data` are Run's fields of what is learned from. Raises
     UserError for what does not fit.
     """
+    if getattr(settings.model, "frozen_vision", False) and initial is None and not resume:
+        raise UserError(
+            f"{settings.name} does not train its vision, which would stay random: start from a checkpoint with --init, "
+            f"such as hypervla weights import makes of published parts."
+        )
     torch.manual_seed(settings.seed)
-    model = settings.model.build().to(device)
+    model = settings.model.build().to(device).train()
     if initial is not None:
         print(start_from(initial, model))
     run = Run(
