@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -245,3 +246,47 @@ def test_a_frozen_backbone_comes_from_its_source_and_counts_in_the_digest(
     with torch.no_grad():
         next(backbone.parameters()).add_(1)
     assert digest != about.backbone_digest(weights, backbone)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("model", "backbone", "image_size"), "192"),
+        (("model", "backbone", "widths"), ["a", 8]),
+        (("model", "hypernetwork", "layers"), 1.5),
+        (("model", "context_image"), "foo"),
+        (("weights_sha256",), 5),
+    ],
+)
+def test_a_card_with_values_of_another_type_is_refused(hypervla_folder: Path, path: tuple, value: object) -> None:
+    card = json.loads((hypervla_folder / checkpoint.CARD).read_text())
+    inner = card
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    (hypervla_folder / checkpoint.CARD).write_text(json.dumps(card))
+    with pytest.raises(UserError, match="is not a hypervla checkpoint card"):
+        checkpoint.read_card(hypervla_folder)
+
+
+def test_sizes_that_cannot_be_built_are_refused(hypervla_folder: Path) -> None:
+    card = json.loads((hypervla_folder / checkpoint.CARD).read_text())
+    card["model"]["backbone"]["widths"] = [-4, 8]
+    (hypervla_folder / checkpoint.CARD).write_text(json.dumps(card))
+    with pytest.raises(UserError, match="describes a model that cannot be built"):
+        checkpoint.load(hypervla_folder)
+
+
+def test_weights_that_only_their_digest_vouches_for_are_refused(hypervla_folder: Path) -> None:
+    card = json.loads((hypervla_folder / checkpoint.CARD).read_text())
+    (hypervla_folder / checkpoint.WEIGHTS).write_bytes(b"nothing")
+    card["weights_sha256"] = hashlib.sha256(b"nothing").hexdigest()
+    (hypervla_folder / checkpoint.CARD).write_text(json.dumps(card))
+    with pytest.raises(UserError, match="is no safetensors file"):
+        checkpoint.load(hypervla_folder)
+
+
+@pytest.fixture
+def hypervla_folder(text_folder: Path, tmp_path: Path) -> Path:
+    tiny.save_checkpoint(tmp_path, tiny.convolutional(text_folder))
+    return tmp_path

@@ -6,13 +6,15 @@ import dataclasses
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
+from beartype import BeartypeConf
+from beartype.door import is_bearable
 from torch import Tensor, nn
 
 from hypervla.baselines.octo import OctoCamera, OctoConfig, SmallStem
@@ -41,6 +43,8 @@ FORMAT = 2
 """Format 1 held one robot; it is still read."""
 EMBEDDED = "metaworld_small"
 """The shipped checkpoint that `hypervla demo` runs and that the word `embedded` stands for."""
+TOWER = BeartypeConf(is_pep484_tower=True)
+"""A whole number may stand for a float."""
 BACKBONE = "backbone."
 WEIGHTS, CARD = "model.safetensors", "checkpoint.json"
 CONFIGS = {
@@ -174,14 +178,18 @@ def read_card(folder: Path) -> Checkpoint:
         config = config_from_json(card["model"])
         if not isinstance(config, ModelConfig):
             raise TypeError("its model is no configuration of one")
+        if not isinstance(card["weights_sha256"], str):
+            raise TypeError("its weights_sha256 is no text")
         return Checkpoint(
             config=config,
             robots=card["robots"],
             provenance=card["provenance"],
             digest=card["weights_sha256"],
         )
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not a hypervla checkpoint card ({type(error).__name__}: {error}).") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{path} is not a hypervla checkpoint card ({type(error).__name__}: {error}): copy the checkpoint again."
+        ) from error
 
 
 def load(folder: Path, device: str = "cpu") -> tuple[Any, Checkpoint, dict[str, Tensor]]:
@@ -191,9 +199,20 @@ def load(folder: Path, device: str = "cpu") -> tuple[Any, Checkpoint, dict[str, 
     """
     checkpoint = read_card(folder)
     weights = read_weights(folder / WEIGHTS, checkpoint.digest)
-    model = checkpoint.config.build()
+    model = _built(checkpoint.config.build, folder)
     assign(model.trained_parameters(), weights, folder)
     return model.to(device).eval().requires_grad_(False), checkpoint, weights
+
+
+def _built(build: Callable[[], Any], folder: Path) -> Any:
+    """The model of a card, whose sizes may be nonsense. Raises UserError then."""
+    try:
+        return build()
+    except UserError:
+        raise
+    except (RuntimeError, ValueError, ZeroDivisionError) as error:
+        said = str(error).splitlines()[0]
+        raise UserError(f"{folder / CARD} describes a model that cannot be built ({said}): copy it again.") from error
 
 
 def load_backbone(folder: Path, device: str = "cpu") -> tuple[nn.Module, Checkpoint, str]:
@@ -201,7 +220,7 @@ def load_backbone(folder: Path, device: str = "cpu") -> tuple[nn.Module, Checkpo
     checkpoint = read_card(folder)
     weights = read_weights(folder / WEIGHTS, checkpoint.digest)
     shape = checkpoint.hypervla().backbone
-    backbone = shape.build(pretrained=getattr(shape, "frozen", False))
+    backbone = _built(lambda: shape.build(pretrained=getattr(shape, "frozen", False)), folder)
     own = {name.removeprefix(BACKBONE): value for name, value in weights.items() if name.startswith(BACKBONE)}
     assign({name: p for name, p in backbone.named_parameters() if p.requires_grad}, own, folder)
     return backbone.to(device).eval().requires_grad_(False), checkpoint, checkpoint.backbone_digest(weights, backbone)
@@ -244,6 +263,7 @@ def _download(hub_id: str) -> Path:
 
 def read_weights(path: Path, digest: str) -> dict[str, Tensor]:
     """The tensors of a safetensors file whose sha256 is `digest`. Raises UserError when it is another file."""
+    from safetensors import SafetensorError
     from safetensors.torch import load as from_bytes
 
     if not path.is_file():
@@ -252,7 +272,10 @@ def read_weights(path: Path, digest: str) -> dict[str, Tensor]:
     found = hashlib.sha256(data).hexdigest()
     if found != digest:
         raise UserError(f"{path} is damaged or foreign: sha256 {found[:12]}…, but its card says {digest[:12]}…")
-    return from_bytes(data)
+    try:
+        return from_bytes(data)
+    except SafetensorError as error:
+        raise UserError(f"{path} is no safetensors file ({error}): copy the checkpoint again.") from error
 
 
 @torch.no_grad()
@@ -282,10 +305,15 @@ def config_to_json(config: Any) -> Any:
 
 
 def config_from_json(data: Any) -> Any:
-    """The inverse of `config_to_json`. Raises KeyError or TypeError for configurations of another version."""
+    """The inverse of `config_to_json`. Raises KeyError or TypeError for configurations of another version, and
+    for values of another type."""
     if isinstance(data, dict):
         fields = {name: config_from_json(value) for name, value in data.items() if name != "type"}
-        return CONFIGS[data["type"]](**fields)
+        kind = CONFIGS[data["type"]]
+        for name, wanted in get_type_hints(kind).items():
+            if name in fields and not is_bearable(fields[name], wanted, conf=TOWER):
+                raise TypeError(f"{data['type']}.{name} is {fields[name]!r}")
+        return kind(**fields)
     return tuple(config_from_json(item) for item in data) if isinstance(data, list) else data
 
 

@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from tests import tiny
+from tests.training.test_systems import evla
 
+from hypervla import checkpoint
 from hypervla.contracts import UserError
 from hypervla.models.action_head import ReleasedHead
 from hypervla.models.backbones import ConvNet
 from hypervla.models.hypervla import HyperVLA, HyperVLAConfig, PolicyConfig
+from hypervla.models.lora import LoRA
 from hypervla.models.monolithic import MonolithicConfig, MonolithicPolicy
 from hypervla.training.initial import start_from
 
@@ -68,3 +71,13 @@ def test_a_checkpoint_of_another_model_is_refused(config: HyperVLAConfig, tmp_pa
     other = MonolithicConfig(ConvNet(24, (6, 10), 4), PolicyConfig(12, 1, 2, 20), config.head)
     with pytest.raises(UserError, match="holds another model \\(HyperVLA\\)"):
         start_from(tmp_path, tiny.seeded(MonolithicPolicy, other))
+
+
+def test_maps_beside_an_adapter_start_from_the_plain_ones(text_folder: Path, tmp_path: Path) -> None:
+    shape = evla(text_folder)
+    saved = tiny.seeded(shape.build)
+    checkpoint.save(tmp_path, saved.trained_parameters(), config=shape, robots={}, provenance={}, dtype=torch.float32)
+    model = tiny.seeded(replace(shape, lora=LoRA(rank=2, alpha=1)).build, seed=1)
+    start = start_from(tmp_path, model)
+    assert all("lora_" in name for name in start.fresh)
+    assert start.kept == len(saved.trained_parameters())

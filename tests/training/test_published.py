@@ -16,7 +16,7 @@ from tests.conformance.policy import check_policy
 from tests.fakes import POINT
 from tests.models.test_pretrained_parts import CONFIG as PARTS_CONFIG
 from tests.models.test_pretrained_parts import parts  # noqa: F401
-from tests.training.test_systems import alone, octo
+from tests.training.test_systems import alone, octo, recipe_of
 
 from hypervla import checkpoint, cli
 from hypervla.baselines import octo_weights, rt1_weights
@@ -28,8 +28,10 @@ from hypervla.embodiment import WIDOWX
 from hypervla.models import released_weights
 from hypervla.models.action_head import ReleasedHead
 from hypervla.models.evla import EvlaConfig
+from hypervla.models.lora import LoRA
 from hypervla.models.npz import read_npz, write_npz
 from hypervla.runtime.compiler import load
+from hypervla.training.loop import train
 from hypervla.training.published import export_weights, import_weights, published_normalizer
 from hypervla.training.recipes import recipe
 
@@ -73,6 +75,11 @@ def test_openvlas_weights_stay_where_they_are(published, tmp_path: Path) -> None
     assert (tmp_path / "ours" / checkpoint.WEIGHTS).stat().st_size < 1000
     loaded = load(tmp_path / "ours")
     assert all(torch.equal(loaded.model.get_parameter(n), p) for n, p in model.named_parameters())
+    (folder / "model-00001-of-00002.safetensors").rename(folder / "pytorch_model.bin")
+    for source, words in ((folder, "lacks model-00001"), (tmp_path / "ours", "holds another model")):
+        with pytest.raises(UserError, match=words):
+            import_weights(shape, str(source), ROBOT, tmp_path / "next")
+    assert not (tmp_path / "next").exists()
 
 
 def test_what_nobody_published_is_refused(text_folder: Path, tmp_path: Path) -> None:
@@ -180,3 +187,17 @@ def test_rt1_x_speaks_in_units_of_its_own(tmp_path: Path, monkeypatch: pytest.Mo
 def test_only_a_recipe_with_dinov2_takes_released_weights(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="this recipe has a ConvNet"):
         import_weights(recipe("small").model, "hypervla.npz", ROBOT, tmp_path / "ours")
+
+
+def test_published_openvla_is_tuned_from_where_it_lies(published, point_data: Path, tmp_path: Path) -> None:  # noqa: F811
+    """The checkpoint of an import holds no tensors; a recipe of another source then reads the import's."""
+    shape, model, folder = published
+    import_weights(shape, str(folder), Robot(POINT, tiny.NORMALIZER), tmp_path / "imported")
+    elsewhere = recipe_of(replace(shape, source="nobody/nothing", lora=LoRA(rank=2, alpha=1)))
+    train(replace(elsewhere, steps=2), point_data, tmp_path / "tuned", initial=tmp_path / "imported")
+    about = checkpoint.read_card(tmp_path / "tuned")
+    assert about.config.source == str(folder.resolve())
+    loaded, _, weights = checkpoint.load(tmp_path / "tuned")
+    assert all("lora" in name for name in weights)
+    name = "model.language_model.model.layers.0.mlp.up_proj"
+    assert torch.equal(loaded.get_parameter(f"{name}.base_layer.weight"), model.get_parameter(f"{name}.weight"))

@@ -51,6 +51,14 @@ def load_published(source: str, model: nn.Module) -> None:
     fill(dict(model.named_parameters()), read_folder(source), source)
 
 
+def check_published(source: str, model: nn.Module) -> None:
+    """Whether the folder's tensors are those of a model on the meta device, by name and shape. Raises UserError."""
+    folder = find_folder(source)
+    places = _places(folder)
+    found = (pair for file in sorted(set(places.values())) for pair in _shapes(folder / file))
+    fill(dict(model.named_parameters()), found, source)
+
+
 def find_folder(source: str) -> Path:
     """The folder itself, or that of a hub id. Raises UserError when it is neither."""
     if Path(source).is_dir():
@@ -94,6 +102,18 @@ def _places(folder: Path) -> dict[str, str]:
             f"the safetensors of the model, or convert it where you trust it."
         )
     raise UserError(f"{folder} holds neither {INDEX} nor {WHOLE}: it is no published model.")
+
+
+def _shapes(file: Path) -> Iterator[tuple[str, Tensor]]:
+    """Tensors on the meta device, from the file's header."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118
+                yield name, torch.empty(tensors.get_slice(name).get_shape(), device="meta")
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file} cannot be read ({error}): copy it again.") from error
 
 
 def _tensors(file: Path, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,14 @@ import torch
 from torch import Tensor
 
 from hypervla import checkpoint
+from hypervla.baselines.openvla import OpenVLAConfig
 from hypervla.contracts import UserError
+from hypervla.models.evla import EvlaConfig
 from hypervla.models.hypervla import HyperVLAConfig, heads_by_weight
 from hypervla.models.interface import ModelConfig
+
+ADAPTED = ".base_layer"
+"""In the name of a linear map that has an adapter beside it."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,17 @@ class Start:
         return "\n".join(lines)
 
 
+def with_sources(config: ModelConfig, initial: Path) -> ModelConfig:
+    """The model with what a checkpoint does not hold read from where the initial one reads it: OpenVLA's published
+    weights, and the tokenizer of a language model."""
+    start: Any = checkpoint.read_card(initial).config
+    if not isinstance(config, OpenVLAConfig | EvlaConfig) or type(start) is not type(config):
+        return config
+    language = replace(config.model.language, tokenizer=start.model.language.tokenizer)
+    config = replace(config, model=replace(config.model, language=language))
+    return replace(config, source=start.source) if isinstance(start, OpenVLAConfig) else config
+
+
 @torch.no_grad()
 def start_from(folder: Path, model: Any) -> Start:
     """Copy the checkpoint's weights into the model wherever name and shape agree; generated tensors count one by one.
@@ -41,8 +57,12 @@ def start_from(folder: Path, model: Any) -> Start:
     Raises UserError when nothing agrees, since the checkpoint is then of another model.
     """
     about = checkpoint.read_card(folder)
+    if isinstance(about.config, OpenVLAConfig) and about.config.frozen and model.config.source == about.config.source:
+        return Start(kept=len(model.trained_parameters()), fresh=(), dropped=())  # they were read from there
     saved = _pieces(about.config, checkpoint.read_weights(folder / checkpoint.WEIGHTS, about.digest))
-    wanted = _pieces(model.config, model.trained_parameters())
+    wanted = {
+        name.replace(ADAPTED, ""): value for name, value in _pieces(model.config, model.trained_parameters()).items()
+    }
     fitting = {name for name, value in wanted.items() if name in saved and saved[name].shape == value.shape}
     if not fitting:
         raise UserError(

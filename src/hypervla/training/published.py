@@ -26,7 +26,8 @@ from hypervla.models.hypervla import HyperVLAConfig
 from hypervla.models.interface import ModelConfig
 from hypervla.models.npz import read_npz, write_npz
 from hypervla.models.pretrained_parts import load_parts
-from hypervla.models.safetensors_folder import find_folder
+from hypervla.models.safetensors_folder import check_published, find_folder
+from hypervla.models.vision_language import VisionLanguage, VisionLanguageModel
 from hypervla.runtime.provenance import code_commit
 
 Read = Callable[[str, Any], tuple[ModelConfig, Mapping[str, Tensor]]]
@@ -86,14 +87,26 @@ def published_normalizer(config: ModelConfig, embodiment: Embodiment) -> Normali
 
 def _openvla(source: str, config: OpenVLAConfig) -> tuple[ModelConfig, Mapping[str, Tensor]]:
     """Its weights stay where they are; the checkpoint names their folder and holds none."""
-    return replace(config, source=str(find_folder(source).resolve()), frozen=True), {}
+    with torch.device("meta"):
+        model = VisionLanguageModel(config.model, pretrained=False)
+    check_published(source, model)
+    folder = find_folder(source).resolve()
+    return replace(config, model=_told_by(folder, config.model), source=str(folder), frozen=True), {}
+
+
+def _told_by(folder: Path, config: VisionLanguage) -> VisionLanguage:
+    """The configuration with the folder's own tokenizer, where it has one."""
+    if not (folder / "tokenizer_config.json").is_file():
+        return config
+    return replace(config, language=replace(config.language, tokenizer=str(folder)))
 
 
 def _evla(source: str, config: EvlaConfig) -> tuple[ModelConfig, Mapping[str, Tensor]]:
     """Vision and language model as others published them; what joins them, and the action tokens, start at random."""
     model = config.build(pretrained=False)
     load_parts(source, model.model)
-    return config, model.trained_parameters()
+    language = (Path(source) / "language").resolve()
+    return replace(config, model=_told_by(language, config.model)), model.trained_parameters()
 
 
 READERS: Mapping[type, Read] = {

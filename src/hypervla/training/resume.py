@@ -73,9 +73,10 @@ def load(
         raise UserError(f"{card_path} is damaged ({error}): start again without --resume in another --out.") from error
     for key, value in identity.items():
         if saved.get(key) != value:
+            what, theirs, ours = _difference(key, saved.get(key), value)
             raise UserError(
-                f"{out} holds another run: its {key} is {_short(saved.get(key))}, this command's is "
-                f"{_short(value)}. Resume with the same command, or choose another --out."
+                f"{out} holds another run: its {what} is {_short(theirs)}, this command's is {_short(ours)}. Resume "
+                f"with the same command, or choose another --out."
             )
     tensors = read_weights(out / FOLDER / state, digest)
     parts: dict[str, dict[str, Tensor]] = {}
@@ -102,6 +103,15 @@ def _device(model: Model) -> torch.device:
 def forget(out: Path) -> None:
     """Remove the resume state of a finished run."""
     shutil.rmtree(out / FOLDER, ignore_errors=True)
+
+
+def _difference(name: str, there: Any, here: Any) -> tuple[str, Any, Any]:
+    """The first part that differs, by its path."""
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        for key in [*here, *there]:
+            if there.get(key) != here.get(key):
+                return _difference(f"{name}.{key}", there.get(key), here.get(key))
+    return name, there, here
 
 
 def _short(value: Any) -> str:

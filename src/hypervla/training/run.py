@@ -23,7 +23,7 @@ from hypervla.models.interface import Model
 from hypervla.runtime.provenance import code_commit, machine
 from hypervla.training import resume as resuming
 from hypervla.training.batches import batches
-from hypervla.training.initial import start_from
+from hypervla.training.initial import start_from, with_sources
 from hypervla.training.metrics import Metrics
 from hypervla.training.optimizer import make_optimizer, rate_factor, set_rates, update_average
 from hypervla.training.recipe import Settings
@@ -135,6 +135,8 @@ def begin(
             f"{settings.name} does not train its vision, which would stay random: start from a checkpoint with --init, "
             f"such as hypervla weights import makes of published parts."
         )
+    if initial is not None:
+        settings = replace(settings, model=with_sources(settings.model, initial))
     torch.manual_seed(settings.seed)
     model = settings.model.build().to(device).train()
     if initial is not None:
@@ -192,7 +194,8 @@ def learn(run: Run, *, workers: int, save_every: int, on_step: OnStep | None) ->
             stopping = stop.is_set()
             saving = step % save_every == 0 or step == settings.steps or stopping
             if saving or step % REPORT_EVERY == 0:
-                run.loss = _finite(torch.stack(losses).mean(), step)
+                run.loss = _finite("loss", torch.stack(losses).mean(), step)
+                _finite("gradient", norm, step)
                 speed = {
                     "samples_per_second": len(losses) * run.samples / (time.monotonic() - began),
                     "processor_seconds": time.process_time() - worked,
@@ -230,10 +233,10 @@ def stop_on_interrupt() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
-def _finite(loss: Tensor, step: int) -> float:
-    value = float(loss)
+def _finite(what: str, number: Tensor, step: int) -> float:
+    value = float(number)
     if not np.isfinite(value):
         raise UserError(
-            f"The loss became {value} at step {step}: lower the learning rate or look for outliers in the data."
+            f"The {what} became {value} at step {step}: lower the learning rate or look for outliers in the data."
         )
     return value
