@@ -108,6 +108,12 @@ def test_a_device_that_is_not_there_is_refused(tmp_path: Path, capsys: pytest.Ca
     assert "cpu" in ends_in_one_line(capsys, *words, "cuda:99")
 
 
+@pytest.mark.parametrize("seconds", ["-1", "nan", "inf"])
+def test_a_time_that_never_ends_is_refused(seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for table in ("table3", "evla"):
+        assert "--seconds" in ends_in_one_line(capsys, "bench", table, "--scale", "small", f"--seconds={seconds}")
+
+
 def test_training_wants_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--data FOLDER" in ends_in_one_line(capsys, "train", "small", "--out", str(tmp_path / "run"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
@@ -84,7 +85,7 @@ def check_device(name: str) -> str:
         device = torch.device(name)
     except RuntimeError:
         device = None
-    if device is None or device.type not in ("cpu", "cuda"):
+    if device is None or device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index):
         raise UserError(f"There is no device '{name}': say cpu, cuda or cuda:N.")
     if device.type == "cuda":
         count = torch.cuda.device_count()
@@ -94,6 +95,13 @@ def check_device(name: str) -> str:
                 f"say --device cpu, or install a CUDA build of PyTorch."
             )
     return name
+
+
+def check_seconds(seconds: float) -> float:
+    """How long to measure. Raises UserError for a time that never ends or has been."""
+    if not 0 <= seconds < math.inf:
+        raise UserError(f"--seconds must be 0 or more, and finite, but {seconds} came.")
+    return seconds
 
 
 def read_images(words: Sequence[str], embodiment: Embodiment) -> dict[str, Image]:
@@ -109,6 +117,8 @@ def read_images(words: Sequence[str], embodiment: Embodiment) -> dict[str, Image
                 cameras = ", ".join(camera.name for camera in embodiment.cameras)
                 raise UserError(f"{embodiment.name} has several cameras ({cameras}): say --image NAME={word}.")
             name, file = embodiment.cameras[0].name, word
+        if name in images:
+            raise UserError(f"The camera '{name}' has two images: say --image once for each camera.")
         images[name] = embodiment.check_image(name, read_image(Path(file)))
     missing = [camera.name for camera in embodiment.cameras if camera.name not in images]
     if missing:

@@ -34,12 +34,17 @@ def table3(
 
     Example: hypervla bench table3 --device cuda
     """
-    from hypervla.arguments import check_device
+    from hypervla.arguments import check_device, check_seconds
     from hypervla.benchmark import tables
 
     rows = list({row.recipe(scale): row for row in reversed(tables.TABLE_3)}.values())[::-1]  # one row for each model
     found = tables.run(
-        rows, _models(rows, scale), device=check_device(device), scale=scale, precision=precision, seconds=seconds
+        rows,
+        _models(rows, scale),
+        device=check_device(device),
+        scale=scale,
+        precision=precision,
+        seconds=check_seconds(seconds),
     )
     _print(found, lambda: tables.show(rows, found), as_json)
 
@@ -62,10 +67,15 @@ def evla(
     Args:
         no_trace: Leave out the rows through torch.compile.
     """
-    from hypervla.arguments import check_device
+    from hypervla.arguments import check_device, check_seconds
     from hypervla.benchmark import tables
 
-    options = {"device": check_device(device), "scale": scale, "precision": precision, "seconds": seconds}
+    options = {
+        "device": check_device(device),
+        "scale": scale,
+        "precision": precision,
+        "seconds": check_seconds(seconds),
+    }
     found = tables.run_evla(_models(tables.WRITERS, scale), trace=not no_trace, **options)
     _print(found, lambda: tables.show_evla(found), as_json)
 

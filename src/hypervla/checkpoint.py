@@ -293,6 +293,8 @@ def assign(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor], sour
                 f"{source} holds another model: '{name}' has shape {tuple(weights[name].shape)}, "
                 f"wanted {tuple(parameter.shape)}."
             )
+        if not weights[name].is_floating_point():
+            raise UserError(f"{source} is damaged: '{name}' holds {weights[name].dtype}, not floating-point numbers.")
         parameter.copy_(weights[name])
 
 

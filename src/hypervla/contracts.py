@@ -43,6 +43,8 @@ class TaskContext:
     def __post_init__(self) -> None:
         if not self.instruction.strip():
             raise UserError("The instruction is empty: say in one sentence what the robot should do.")
+        if any("\ud800" <= letter <= "\udfff" for letter in self.instruction):
+            raise UserError("The instruction has bytes that are no UTF-8: write it again.")
         if len(self.instruction) > MAX_INSTRUCTION_CHARACTERS:
             raise UserError(
                 f"The instruction has {len(self.instruction)} characters, more than the "

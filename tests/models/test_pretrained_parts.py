@@ -85,6 +85,14 @@ def test_added_tokens_start_from_the_mean(parts: Path) -> None:
     torch.testing.assert_close(rows[48:], published.mean(0, keepdim=True).expand(16, -1))
 
 
+@pytest.mark.parametrize("table", [torch.zeros(1, 7, 16), torch.zeros(1, 0, 16), torch.full((1, 49, 16), torch.nan)])
+def test_a_table_that_is_none_is_refused(parts: Path, table: Tensor) -> None:
+    tensors = load_file(parts / "dino/model.safetensors") | {"pos_embed": table}
+    save_file(tensors, parts / "dino/model.safetensors")
+    with pytest.raises(UserError, match="'pos_embed'"):
+        load_parts(str(parts), built())
+
+
 def test_what_does_not_fit_is_refused(parts: Path) -> None:
     with pytest.raises(UserError, match="holds another model"):
         load_parts(str(parts), built(replace(QWEN2, layers=1)))

@@ -146,6 +146,20 @@ def test_numbers_that_are_not_positive_are_refused(acting: Recipe, numbers: dict
         text_recipe(acting, 100, **numbers)
 
 
+def test_a_batch_of_more_pairs_than_there_are_is_refused(acting: Recipe) -> None:
+    with pytest.raises(UserError, match="A batch of 32 wants as many pairs to learn from, but there are 4"):
+        text_recipe(acting, 4)
+
+
+def test_a_run_that_fails_at_once_leaves_nothing_behind(acting: Recipe, pairs: ImageText, tmp_path: Path) -> None:
+    for entry in pairs.entries:
+        if entry.image:
+            (pairs.folder / entry.image).write_bytes(b"no image")
+    with pytest.raises(UserError):
+        pretrain(talking(acting), pairs, tmp_path / "out")
+    assert not any((tmp_path / "out").iterdir())
+
+
 def test_the_command_pretrains(
     acting: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

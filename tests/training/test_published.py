@@ -22,7 +22,7 @@ from hypervla import checkpoint, cli
 from hypervla.baselines import octo_weights, rt1_weights
 from hypervla.baselines.rt1 import RT1_X, RT1Config
 from hypervla.contracts import UserError
-from hypervla.data.normalize import Robot
+from hypervla.data.normalize import Normalizer, Robot
 from hypervla.data.published_statistics import read_statistics
 from hypervla.embodiment import WIDOWX
 from hypervla.models import released_weights
@@ -113,7 +113,16 @@ def test_statistics_of_one_dataset_need_no_name(tmp_path: Path) -> None:
         assert read_statistics(path)["action"]["q01"] == [-1.0]
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"a": 1}', '{"a": {"state": {}}}', '{"action": 3}'])
+@pytest.mark.parametrize("mean", [["a"] * 7, {"a": 1}, [[1], [1, 2]], [1e300] * 7, None])
+def test_statistics_that_are_no_numbers_are_refused(mean: object) -> None:
+    statistics = {"action": {"mean": mean, "std": [1.0] * 7}}
+    with pytest.raises(UserError, match="need 7 finite numbers for the mean"):
+        Normalizer.from_statistics(statistics, WIDOWX)
+    with pytest.raises(UserError, match="negative std"):
+        Normalizer.from_statistics({"action": {"mean": [0.0] * 7, "std": [-1.0] * 7}}, WIDOWX)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "{}", "{", "[]", '{"a": 1}', '{"a": {"state": {}}}', '{"action": 3}'])
 def test_a_file_without_statistics_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text(text)
     with pytest.raises(UserError, match="holds no action statistics"):

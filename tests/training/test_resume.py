@@ -158,13 +158,13 @@ def test_a_line_of_the_log_that_a_kill_cut_short_is_dropped(uninterrupted: Path,
 
 
 def test_another_recipes_run_is_not_resumed(uninterrupted: Path, recipe: Recipe, point_data: Path) -> None:
-    for change in (
-        {"seed": 1},
-        {"batch_contexts": 8},
-        {"optimizer": replace(recipe.optimizer, clip=2.0)},
-        {"model": replace(recipe.model, context_image_dropout=0.25)},
+    for change, what in (
+        ({"seed": 1}, "seed is 0, this command's is 1"),
+        ({"batch_contexts": 8}, "batch_contexts is 4, this command's is 8"),
+        ({"optimizer": replace(recipe.optimizer, clip=2.0)}, "optimizer.clip is 1.0, this command's is 2.0"),
+        ({"model": replace(recipe.model, context_image_dropout=0.25)}, "model.context_image_dropout is 0.5"),
     ):
-        with pytest.raises(UserError, match="holds another run: its recipe is .* Resume with the same command"):
+        with pytest.raises(UserError, match=f"holds another run: its recipe.{what}.* Resume with the same command"):
             train(replace(recipe, **change), point_data, uninterrupted, resume=True)
 
 

@@ -50,12 +50,20 @@ class Normalizer:
         def read(feature: str, stat: str, size: int) -> np.ndarray:
             if size == 0:
                 return np.zeros(0, np.float32)
-            values = np.asarray(statistics.get(feature, {}).get(stat, []), np.float32).reshape(-1)
+            given = statistics.get(feature, {}).get(stat, [])
+            try:
+                with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
+                    values = np.asarray(given, np.float32).reshape(-1)
+            except (ValueError, TypeError):
+                values = np.zeros(0, np.float32)
             if values.shape != (size,) or not np.isfinite(values).all():
                 raise UserError(
                     f"The statistics need {size} finite numbers for the {stat} of '{feature}', but "
-                    f"{values.tolist() or 'none'} came: make them with `hypervla data stats DIR`."
+                    f"{'none' if str(given) == '[]' else str(given)[:80]} came: make them with `hypervla data stats "
+                    f"DIR`, or copy the published ones again."
                 )
+            if stat == "std" and (values < 0).any():
+                raise UserError(f"The statistics of '{feature}' have a negative std: make or copy them again.")
             return values
 
         action, proprio = ("action", embodiment.action_size), ("observation.state", embodiment.proprio_size)

@@ -59,6 +59,8 @@ def resize_positions(table: Float[Tensor, "1 K D"], count: int) -> Float[Tensor,
     if table.shape[1] == count:
         return table
     side, wanted = round(table.shape[1] ** 0.5), round(count**0.5)
+    if side * side != table.shape[1] or not side or not table.is_floating_point():
+        return table  # refused by its shape or type
     grid = table.float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
     resized = F.interpolate(grid, size=(wanted, wanted), mode="bicubic", antialias=True)
     return resized.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)
@@ -70,7 +72,7 @@ def _language(folder: str, config: VisionLanguage) -> Iterator[tuple[str, Tensor
     for name, value in read_folder(folder):
         if name == "lm_head.weight" and config.language.tied:
             continue
-        if name in ("model.embed_tokens.weight", "lm_head.weight"):
+        if name in ("model.embed_tokens.weight", "lm_head.weight") and value.ndim == 2 and len(value):
             more = config.language.vocabulary - value.shape[0]
             if more > 0:
                 value = torch.cat([value, value.float().mean(0, keepdim=True).to(value.dtype).expand(more, -1)])

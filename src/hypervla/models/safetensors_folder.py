@@ -32,6 +32,8 @@ def fill(wanted: Mapping[str, Tensor], tensors: Iterable[tuple[str, Tensor]], so
         if name not in wanted:
             foreign.append(name)
             continue
+        if not value.is_floating_point() or not (value.is_meta or value.isfinite().all()):
+            raise UserError(f"{source} is damaged: '{name}' ({value.dtype}) holds what is no finite number.")
         if value.shape != wanted[name].shape:
             raise UserError(
                 f"{source} holds another model than this one: '{name}' has shape {tuple(value.shape)}, wanted "
@@ -82,7 +84,7 @@ def _places(folder: Path) -> dict[str, str]:
     if (folder / INDEX).is_file():
         try:
             places = dict(json.loads((folder / INDEX).read_text())["weight_map"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{folder / INDEX} is damaged ({error!r}): copy it again.") from error
         if odd := [file for file in places.values() if Path(str(file)).name != file]:
             raise UserError(f"{folder / INDEX} names '{odd[0]}', which is no file of its folder: copy it again.")

@@ -19,13 +19,12 @@ class Metrics:
 
     def __init__(self, out: Path, steps: int, first_step: int) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-        from torch.utils.tensorboard.writer import SummaryWriter
 
         self._path = out / LOG
         if self._path.exists():
             rows = [row for row in self._path.read_text().splitlines() if _step_of(row) <= first_step]
             self._path.write_text("".join(row + "\n" for row in rows))
-        self._board = SummaryWriter(str(out / "tensorboard"), purge_step=first_step)
+        self._board_folder, self._board = str(out / "tensorboard"), None
         self._interactive = sys.stderr.isatty()
         columns = ("loss {task.fields[loss]:.4f}", "{task.fields[rate]:.0f} samples/s")
         from rich.console import Console
@@ -43,13 +42,18 @@ class Metrics:
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
-        self._board.close()
+        if self._board is not None:
+            self._board.close()
 
     def report(self, step: int, **values: float) -> None:
         """Log the values of this step."""
         row: dict[str, Any] = {"step": step, "time": round(time.time(), 1)} | values
         with self._path.open("a") as file:
             file.write(json.dumps(row) + "\n")
+        if self._board is None:  # a run that ends before its first report leaves nothing behind
+            from torch.utils.tensorboard.writer import SummaryWriter
+
+            self._board = SummaryWriter(self._board_folder, purge_step=self._first)
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
         self._bar.update(self._task, completed=step, loss=values["loss"], rate=values["samples_per_second"])

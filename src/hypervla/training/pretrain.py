@@ -40,7 +40,7 @@ def text_recipe(recipe: Recipe, pairs: int, *, epochs: int = 1, batch: int = 32,
     """The recipe's model with the published settings for learning from so many pairs of text and image: batch 32, once
     through the data, AdamW at 2e-5 with decay 0.1, a warm-up of 3 % and half a cosine.
 
-    Raises UserError for a model that does not talk, and for numbers that are not positive.
+    Raises UserError for a model that does not talk, for numbers that are not positive, and for too few pairs.
     """
     if not isinstance(recipe.model, EvlaConfig):
         raise UserError(
@@ -50,7 +50,10 @@ def text_recipe(recipe: Recipe, pairs: int, *, epochs: int = 1, batch: int = 32,
     for what, value in (("epochs", epochs), ("pairs in a batch", batch), ("rate", rate)):
         if not 0 < value < math.inf:
             raise UserError(f"The {what} should be a positive number, but {value} came.")
-    steps = max(1, epochs * len(split(pairs)[0]) // batch)
+    learned = len(split(pairs)[0])
+    if batch > learned:
+        raise UserError(f"A batch of {batch} wants as many pairs to learn from, but there are {learned}: say --batch.")
+    steps = epochs * learned // batch
     return TextRecipe(
         name=f"{recipe.name} on text",
         model=recipe.model,
