@@ -67,6 +67,11 @@ def test_a_long_sentence_is_cut_at_the_fixed_length(encoder: FrozenInstructionEn
     assert mask.all()
 
 
+def test_a_missing_sentence_has_no_tokens(encoder: FrozenInstructionEncoder) -> None:
+    _, mask = encoder(["", "go to the goal"])
+    assert mask.any(1).tolist() == [False, True]
+
+
 def test_the_instruction_encoder_is_frozen(encoder: FrozenInstructionEncoder) -> None:
     encoder.train()
     assert not encoder.training

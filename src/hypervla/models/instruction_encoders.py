@@ -38,7 +38,8 @@ MINILM = InstructionEncoder("minilm", "sentence-transformers/all-MiniLM-L6-v2", 
 
 
 class FrozenInstructionEncoder(nn.Module):
-    """Sentences → (tokens, which of them are real), padded or cut to the fixed length."""
+    """Sentences → (tokens, which of them are real), padded or cut to the fixed length. A missing sentence, which is an
+    empty one, has no real tokens."""
 
     def __init__(self, config: InstructionEncoder, pretrained: bool) -> None:
         super().__init__()
@@ -77,7 +78,7 @@ class FrozenInstructionEncoder(nn.Module):
                 text, padding="max_length", truncation=True, max_length=self.config.length, return_tensors="pt"
             ).to(self.model.device)
             tokens = self.model(**encoded).last_hidden_state[0].float()
-            self._seen[text] = tokens, encoded["attention_mask"][0].bool()
+            self._seen[text] = tokens, encoded["attention_mask"][0].bool() & bool(text.strip())
         return self._seen[text]
 
     def train(self, mode: bool = True) -> FrozenInstructionEncoder:
