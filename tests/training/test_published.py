@@ -31,6 +31,7 @@ from hypervla.models.evla import EvlaConfig
 from hypervla.models.lora import LoRA
 from hypervla.models.npz import read_npz, write_npz
 from hypervla.runtime.compiler import load
+from hypervla.training.initial import start_from
 from hypervla.training.loop import train
 from hypervla.training.published import export_weights, import_weights, published_normalizer
 from hypervla.training.recipes import recipe
@@ -202,6 +203,8 @@ def test_published_openvla_is_tuned_from_where_it_lies(published, point_data: Pa
     """The checkpoint of an import holds no tensors; a recipe of another source then reads the import's."""
     shape, model, folder = published
     import_weights(shape, str(folder), Robot(POINT, tiny.NORMALIZER), tmp_path / "imported")
+    with pytest.raises(UserError, match="holds another model"):
+        start_from(tmp_path / "imported", tiny.seeded(octo(shape.model.language.tokenizer).build))
     elsewhere = recipe_of(replace(shape, source="nobody/nothing", lora=LoRA(rank=2, alpha=1)))
     train(replace(elsewhere, steps=2), point_data, tmp_path / "tuned", initial=tmp_path / "imported")
     about = checkpoint.read_card(tmp_path / "tuned")

@@ -57,7 +57,13 @@ def start_from(folder: Path, model: Any) -> Start:
     Raises UserError when nothing agrees, since the checkpoint is then of another model.
     """
     about = checkpoint.read_card(folder)
-    if isinstance(about.config, OpenVLAConfig) and about.config.frozen and model.config.source == about.config.source:
+    start, ours = about.config, model.config
+    if (
+        isinstance(start, OpenVLAConfig)
+        and isinstance(ours, OpenVLAConfig)
+        and start.frozen
+        and start.source == ours.source
+    ):
         return Start(kept=len(model.trained_parameters()), fresh=(), dropped=())  # they were read from there
     saved = _pieces(about.config, checkpoint.read_weights(folder / checkpoint.WEIGHTS, about.digest))
     wanted = {
