@@ -64,6 +64,16 @@ def seeded(make, *arguments, seed: int = 0):
         return make(*arguments)
 
 
+def loud(model):
+    """The model with weights so large that everything that can be seen is felt; norms stay."""
+    random = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if "norm" not in name:
+                value.normal_(std=0.3, generator=random)
+    return model
+
+
 def convolutional(text: Path, **changes) -> HyperVLAConfig:
     """The shape of metaworld_small, for PointWorld."""
     config = HyperVLAConfig(

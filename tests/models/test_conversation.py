@@ -30,12 +30,7 @@ def model(request: pytest.FixtureRequest) -> VisionLanguageModel:
 
 def build(language: LanguageModel) -> VisionLanguageModel:
     model = tiny.seeded(VisionLanguage(ConvNet(SIDE, (4, 8), 4), (12,), language).build, False).eval()
-    random = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, value in model.named_parameters():
-            if "norm" not in name:
-                value.normal_(std=0.3, generator=random)
-    return model
+    return tiny.loud(model)
 
 
 def conversations(shown: list[bool]) -> Conversations:

@@ -35,12 +35,7 @@ def config(text_folder: Path) -> EvlaConfig:
 def build(config: EvlaConfig, mode: str, seed: int = 0) -> Evla:
     """With weights large enough that everything that can be seen is felt."""
     model = tiny.seeded(Evla, replace(config, mode=mode), seed=seed).eval()
-    random = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, value in model.named_parameters():
-            if "norm" not in name:
-                value.normal_(std=0.3, generator=random)
-    return model
+    return tiny.loud(model)
 
 
 def make_batch(sentences: list[str], seed: int = 0, horizon: int = 1) -> Batch:

@@ -228,9 +228,9 @@ class OpenVLA(nn.Module):
     ) -> tuple[Float[Tensor, "B S D"], Bool[Tensor, "B S"]]:
         """The first token, the images, the rest of the prompt; and which of them are real."""
         tokens, words = self.model.look(images), self.model.embed(ids)
-        real = torch.ones(tokens.shape[:2], dtype=torch.bool, device=ids.device)
-        embeddings = torch.cat([words[:, :1], tokens.to(words.dtype), words[:, 1:]], 1)
-        return embeddings, torch.cat([valid[:, :1], real, valid[:, 1:]], 1)
+        shown = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
+        embeddings = sequence.lay_out(words, tokens.to(words.dtype), words[:, :0])
+        return embeddings, sequence.valid_columns(valid, shown, tokens.shape[1], 0)
 
     def _ids(self, sentence: str) -> list[int]:
         """The prompt's ids, remembered. Raises UserError when it does not fit the context beside images and actions."""

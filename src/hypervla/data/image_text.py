@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -21,8 +21,7 @@ GREY = 127
 """What letterboxing pads with: SigLIP's mean. The released code pads for each encoder with that encoder's mean."""
 
 
-@dataclass(frozen=True)
-class Turn:
+class Turn(NamedTuple):
     question: str
     answer: str
 

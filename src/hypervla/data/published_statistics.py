@@ -25,15 +25,12 @@ def read_statistics(path: Path, key: str | None = None) -> dict[str, dict[str, A
     try:
         data = json.loads(path.read_text())
         data = data.get("norm_stats", data)
-        if "action" in data:
-            if key is not None:
-                raise UserError(f"{path} holds the statistics of one dataset without a name: leave out --key.")
-            return _ours(data)
-        found = {name: _ours(row) for name, row in data.items()}
-    except UserError:
-        raise
+        nameless = "action" in data
+        found = {"": _ours(data)} if nameless else {name: _ours(row) for name, row in data.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} holds no action statistics ({error!r}): copy it again.") from error
+    if nameless and key is not None:
+        raise UserError(f"{path} holds the statistics of one dataset without a name: leave out --key.")
     if not found:
         raise UserError(f"{path} holds no action statistics (it is empty): copy it again.")
     if key is None and len(found) == 1:

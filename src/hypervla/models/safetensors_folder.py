@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -79,8 +81,6 @@ def find_folder(source: str) -> Path:
 
 def _places(folder: Path) -> dict[str, str]:
     """Which file holds which tensor."""
-    from safetensors import SafetensorError, safe_open
-
     if (folder / INDEX).is_file():
         try:
             places = dict(json.loads((folder / INDEX).read_text())["weight_map"])
@@ -92,11 +92,8 @@ def _places(folder: Path) -> dict[str, str]:
             raise UserError(f"{folder} lacks {gone[0]} ({len(gone)} files in all): copy it again.")
         return places
     if (folder / WHOLE).is_file():
-        try:
-            with safe_open(folder / WHOLE, "pt") as tensors:
-                return dict.fromkeys(tensors.keys(), WHOLE)
-        except SafetensorError as error:
-            raise UserError(f"{folder / WHOLE} cannot be read ({error}): copy it again.") from error
+        with _opened(folder / WHOLE) as tensors:
+            return dict.fromkeys(tensors.keys(), WHOLE)
     pickled = [path.name for pattern in PICKLES for path in sorted(folder.glob(pattern))]
     if pickled:
         raise UserError(
@@ -108,22 +105,24 @@ def _places(folder: Path) -> dict[str, str]:
 
 def _shapes(file: Path) -> Iterator[tuple[str, Tensor]]:
     """Tensors on the meta device, from the file's header."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, "pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118
-                yield name, torch.empty(tensors.get_slice(name).get_shape(), device="meta")
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} cannot be read ({error}): copy it again.") from error
+    with _opened(file) as tensors:
+        for name in tensors.keys():  # noqa: SIM118
+            yield name, torch.empty(tensors.get_slice(name).get_shape(), device="meta")
 
 
 def _tensors(file: Path, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+    with _opened(file) as tensors:
+        for name in names:
+            yield name, tensors.get_tensor(name)
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """Raises UserError for a file that cannot be read, now or later."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(file, "pt") as tensors:
-            for name in names:
-                yield name, tensors.get_tensor(name)
+            yield tensors
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file} cannot be read ({error}): copy it again.") from error

@@ -127,9 +127,8 @@ def count_cut(pairs: ImageText, tokenizer: Any, room: int) -> int:
     """How many conversations have more tokens than `room`. Short ones are not looked at: no token is empty."""
     cut = 0
     for entry in pairs.entries:
-        turns = [(turn.question, turn.answer) for turn in entry.turns]
-        letters = sum(len(f"{QUESTION}{question}{ANSWER}{answer}".encode()) + 1 for question, answer in turns)
-        cut += letters >= room and len(write(tokenizer, turns, room + 1)[0]) > room
+        letters = sum(len(f"{QUESTION}{question}{ANSWER}{answer}".encode()) + 1 for question, answer in entry.turns)
+        cut += letters >= room and len(write(tokenizer, entry.turns, room + 1)[0]) > room
     return cut
 
 
@@ -142,6 +141,8 @@ class TextStream:
         """Conversations are cut to `room` tokens."""
         self.pairs, self.indices, self.tokenizer = pairs, np.asarray(indices), tokenizer
         self.room, self.size, self.seed = room, batch, seed
+        self._last_order = -1, self.indices
+        """The last epoch asked for, and its order."""
 
     def __call__(self, step: int) -> Conversations:
         """Raises UserError for a picture that cannot be read."""
@@ -149,7 +150,7 @@ class TextStream:
         return self.collate([self.pairs[self._index(place)] for place in places])
 
     def collate(self, pairs: Sequence[Pair]) -> Conversations:
-        written = [write(self.tokenizer, [(t.question, t.answer) for t in pair.turns], self.room) for pair in pairs]
+        written = [write(self.tokenizer, pair.turns, self.room) for pair in pairs]
         length, side = max(len(ids) for ids, _ in written), self.pairs.size
         none = np.zeros((side, side, 3), np.uint8)
 
@@ -169,7 +170,6 @@ class TextStream:
         return int(self._order(epoch)[place])
 
     def _order(self, epoch: int) -> np.ndarray:
-        """The last one asked for is remembered."""
-        if getattr(self, "_remembered", (None,))[0] != epoch:
-            self._remembered = epoch, default_rng((self.seed, epoch)).permutation(self.indices)
-        return self._remembered[1]
+        if self._last_order[0] != epoch:
+            self._last_order = epoch, default_rng((self.seed, epoch)).permutation(self.indices)
+        return self._last_order[1]

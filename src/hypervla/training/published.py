@@ -87,10 +87,10 @@ def published_normalizer(config: ModelConfig, embodiment: Embodiment) -> Normali
 
 def _openvla(source: str, config: OpenVLAConfig) -> tuple[ModelConfig, Mapping[str, Tensor]]:
     """Its weights stay where they are; the checkpoint names their folder and holds none."""
+    folder = find_folder(source).resolve()
     with torch.device("meta"):
         model = VisionLanguageModel(config.model, pretrained=False)
-    check_published(source, model)
-    folder = find_folder(source).resolve()
+    check_published(str(folder), model)
     return replace(config, model=_told_by(folder, config.model), source=str(folder), frozen=True), {}
 
 
