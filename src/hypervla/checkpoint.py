@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
-from beartype import BeartypeConf
-from beartype.door import is_bearable
 from torch import Tensor, nn
+from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from hypervla.baselines.octo import OctoCamera, OctoConfig, SmallStem
 from hypervla.baselines.openvla import OpenVLAConfig
@@ -43,8 +42,6 @@ FORMAT = 2
 """Format 1 held one robot; it is still read."""
 EMBEDDED = "metaworld_small"
 """The shipped checkpoint that `hypervla demo` runs and that the word `embedded` stands for."""
-TOWER = BeartypeConf(is_pep484_tower=True)
-"""A whole number may stand for a float."""
 BACKBONE = "backbone."
 WEIGHTS, CARD = "model.safetensors", "checkpoint.json"
 CONFIGS = {
@@ -312,9 +309,12 @@ def config_from_json(data: Any) -> Any:
     if isinstance(data, dict):
         fields = {name: config_from_json(value) for name, value in data.items() if name != "type"}
         kind = CONFIGS[data["type"]]
-        for name, wanted in get_type_hints(kind).items():
-            if name in fields and not is_bearable(fields[name], wanted, conf=TOWER):
-                raise TypeError(f"{data['type']}.{name} is {fields[name]!r}")
+        types = get_type_hints(kind)
+        for name in fields.keys() & types.keys():
+            try:
+                check_type(fields[name], types[name], collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
+            except TypeCheckError as error:
+                raise TypeError(f"{data['type']}.{name} is {fields[name]!r}") from error
         return kind(**fields)
     return tuple(config_from_json(item) for item in data) if isinstance(data, list) else data
 
