@@ -85,20 +85,11 @@ def test_the_published_names() -> None:
 
 def test_the_prompt_is_the_published_one_and_ends_as_it_must(model: OpenVLA, monkeypatch) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(model, "tokenizer", lambda text: asked.append(text) or {"input_ids": [9, 8]})
+    monkeypatch.setattr(model.prompts, "tokenizer", lambda text: asked.append(text) or {"input_ids": [9, 8]})
     _, ids, valid = model.prepare(make_batch(["Put the SPOON down"]).inputs())
     assert asked == ["In: What action should the robot take to put the spoon down?\nOut:"]
     assert ids.tolist() == [[9, 8, 5]]
     assert valid.all()
-
-
-def test_padding_stands_behind_the_first_token(model: OpenVLA) -> None:
-    _, ids, valid = model.prepare(make_batch([SHORT, LONG]).inputs())
-    short = model._ids(SHORT)
-    missing = ids.shape[1] - len(short)
-    assert missing > 0
-    assert ids[0, valid[0]].tolist() == short
-    assert valid[0].tolist() == [True] + [False] * missing + [True] * (len(short) - 1)
 
 
 def test_a_batch_of_mixed_lengths_decodes_as_one_by_one(model: OpenVLA) -> None:

@@ -41,7 +41,7 @@ def adapted(published) -> tuple[OpenVLAConfig, OpenVLA, OpenVLA]:  # noqa: F811
 
 def test_a_new_adapter_changes_nothing(adapted) -> None:
     _, plain, model = adapted
-    plain.tokenizer = model.tokenizer
+    plain.prompts = model.prompts
     batch = make_batch([SHORT, LONG])
     torch.testing.assert_close(model.loss(batch), plain.loss(batch), rtol=1e-5, atol=1e-6)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import torch
+from torch.nn import functional as F
 
 from hypervla.models import sequence
 
 WORDS = torch.tensor([[True, True, True], [True, True, False]])
 """Prompts of three and two tokens, in a batch with two image tokens and two actions: columns w i i w w a a."""
-SHOWN = torch.tensor([True, True])
+SHOWN = torch.ones(2, 2, dtype=torch.bool)
 
 
 def table(*rows: str) -> torch.Tensor:
@@ -16,28 +17,24 @@ def table(*rows: str) -> torch.Tensor:
 
 
 def valid() -> torch.Tensor:
-    return sequence.valid_columns(WORDS, SHOWN, 2, 2)
+    """Of the prompt, and of two actions behind it."""
+    return F.pad(sequence.valid_columns(WORDS, SHOWN), (0, 2), value=True)
 
 
-def test_the_sequence_is_first_token_images_prompt_actions() -> None:
-    prompt, images, actions = (torch.full((1, n, 1), x) for n, x in ((3, 1.0), (2, 2.0), (2, 3.0)))
+def test_the_sequence_is_first_token_images_prompt() -> None:
+    prompt, images = (torch.full((1, n, 1), x) for n, x in ((3, 1.0), (2, 2.0)))
     prompt[0, 0] = 0
-    assert sequence.lay_out(prompt, images, actions).flatten().tolist() == [0, 2, 2, 1, 1, 3, 3]
+    assert sequence.lay_out(prompt, images).flatten().tolist() == [0, 2, 2, 1, 1]
 
 
 def test_room_and_pictures_that_are_not_there_hold_nothing() -> None:
     assert torch.equal(valid(), table("1111111", "1111011"))
-    unseen = sequence.valid_columns(WORDS, torch.tensor([True, False]), 2, 2)
-    assert torch.equal(unseen, table("1111111", "1001011"))
+    shown = SHOWN & torch.tensor([[True], [False]])
+    assert torch.equal(sequence.valid_columns(WORDS, shown), table("11111", "10010"))
 
 
 def test_positions_count_what_is_there() -> None:
     assert sequence.positions(valid()).tolist() == [[0, 1, 2, 3, 4, 5, 6], [0, 1, 2, 3, 3, 4, 5]]
-
-
-def test_an_action_is_read_from_the_column_before_it() -> None:
-    assert sequence.read_columns(WORDS, 2, 2).tolist() == [[4, 5, 6], [3, 5, 6]]
-    assert sequence.read_columns(torch.ones(1, 1, dtype=torch.bool), 2, 1).tolist() == [[2, 3]]
 
 
 def test_joint_everybody_sees_all_that_is_there() -> None:

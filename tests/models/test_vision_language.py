@@ -8,6 +8,7 @@ import pytest
 import torch
 from tests import tiny
 from torch import Tensor
+from transformers import DynamicCache
 
 from hypervla.models import sequence
 from hypervla.models.backbones import ConvNet
@@ -18,7 +19,6 @@ from hypervla.models.vision_language import (
     LanguageModel,
     VisionLanguage,
     VisionLanguageModel,
-    empty_cache,
 )
 
 TINY = {"width": 16, "layers": 2, "heads": 4, "mlp": 24, "vocabulary": 40, "context": 64}
@@ -58,7 +58,7 @@ def test_padding_on_either_side_changes_no_real_token(model: VisionLanguageModel
 @torch.no_grad()
 def test_a_cache_gives_what_reading_all_at_once_gives(model: VisionLanguageModel) -> None:
     words, valid = ids(2, 6), torch.tensor([[False, True, True, True, True, True], [True] * 6])
-    mask, positions, cache = sequence.causal_mask(valid), sequence.positions(valid), empty_cache()
+    mask, positions, cache = sequence.causal_mask(valid), sequence.positions(valid), DynamicCache()
     whole = model.read(model.embed(words), mask, positions)
     first = model.read(model.embed(words[:, :4]), mask[:, :, :4, :4], positions[:, :4], cache)
     fifth = model.read(model.embed(words[:, 4:5]), mask[:, :, 4:5, :5], positions[:, 4:5], cache)

@@ -19,10 +19,9 @@ from torch.nn import functional as F
 from hypervla.contracts import UserError, WeightLayout
 from hypervla.models.diffusion import DiffusionHead
 from hypervla.models.generated import POSITION_STD, StaticWeights, fixed_noise
-from hypervla.models.hypervla import size
 from hypervla.models.instruction_encoders import InstructionEncoder
 from hypervla.models.interface import Batch, Inputs, Role
-from hypervla.models.layers import LAYER_NORM_EPS, Encoder, lecun_normal_
+from hypervla.models.layers import LAYER_NORM_EPS, Encoder, lecun_normal_, size
 
 STANDARDISATION_EPS = 1e-5
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
@@ -18,21 +17,13 @@ from torch.nn import functional as F
 from hypervla.contracts import UserError
 from hypervla.models import sequence
 from hypervla.models.action_tokens import BINS, bins_of, values_of
-from hypervla.models.fused_vision import FusedVision, FusedVisionBackbone
-from hypervla.models.hypervla import size
+from hypervla.models.fused_vision import FusedVision
 from hypervla.models.instruction_encoders import load_tokenizer
 from hypervla.models.interface import Batch, Inputs, Role
 from hypervla.models.lora import LoRA, inject
+from hypervla.models.prompt import Prompts
 from hypervla.models.safetensors_folder import load_published
-from hypervla.models.vision_language import (
-    LLAMA_2_7B,
-    VisionLanguage,
-    VisionLanguageModel,
-    empty_cache,
-)
-
-PROMPT = "In: What action should the robot take to {}?\nOut:"
-
+from hypervla.models.vision_language import LLAMA_2_7B, VisionLanguage, VisionLanguageModel
 
 PRISMATIC_7B = VisionLanguage(FusedVision(), (8704, 4096), LLAMA_2_7B)
 
@@ -103,14 +94,15 @@ class OpenVLA(nn.Module):
         super().__init__()
         self.config = config
         self.model = VisionLanguageModel(config.model, pretrained)
-        self.tokenizer: Any = load_tokenizer(config.model.language.tokenizer) if pretrained else None
         if pretrained and config.source is not None:
             load_published(config.source, self.model)
         if config.frozen:
             self.requires_grad_(False)
         if config.lora is not None:
             inject(self.model, config.lora)
-        self._seen: dict[str, list[int]] = {}
+        tokenizer = load_tokenizer(config.model.language.tokenizer) if pretrained else None
+        room = config.model.language.context - config.model.image_tokens - config.action_size - 1
+        self.prompts = Prompts(tokenizer, room, config.before_answer)
 
     def trained_parameters(self) -> dict[str, Tensor]:
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
@@ -123,15 +115,7 @@ class OpenVLA(nn.Module):
         self.loss_of_tensors = torch.compile(self.loss_of_tensors)
 
     def parts(self) -> Mapping[str, int]:
-        vision = self.model.vision_backbone
-        parts = {
-            "backbone": size(vision),
-            "projector": size(self.model.projector),
-            "language_model": size(self.model.language_model),
-        }
-        if isinstance(vision, FusedVisionBackbone):
-            parts |= {"backbone": parts["backbone"] - vision.unused(), "unused_vision": vision.unused()}
-        return parts
+        return self.model.parts()
 
     def activated(self) -> int:
         """All that is computed with: not what lies behind the vision's second-to-last blocks."""
@@ -142,14 +126,7 @@ class OpenVLA(nn.Module):
 
         Raises UserError for an instruction that does not fit the language model's context.
         """
-        rows = [self._ids(sentence) for sentence in inputs.instructions]
-        length = max(map(len, rows))
-        ids = torch.zeros(len(rows), length, dtype=torch.long)
-        for row, tokens in zip(ids, rows, strict=True):
-            row[0] = tokens[0]
-            row[length - len(tokens) + 1 :] = torch.tensor(tokens[1:])
-        valid = torch.arange(length) >= length - torch.tensor([[len(tokens) - 1] for tokens in rows])
-        valid[:, 0] = True
+        ids, valid = self.prompts(inputs.instructions)
         device = inputs.images.device
         return inputs.images[:, -1], ids.to(device), valid.to(device)
 
@@ -164,16 +141,11 @@ class OpenVLA(nn.Module):
         self, images: UInt8[Tensor, "B C h w 3"], ids: Int64[Tensor, "B L"], valid: Bool[Tensor, "B L"]
     ) -> Int64[Tensor, "B A"]:
         """The ids that greedy decoding writes."""
-        new, seen, cache = *self._prompt(images, ids, valid), empty_cache()
-        mask, positions, tokens = sequence.causal_mask(seen), sequence.positions(seen), []
-        while True:
-            last = self.model.read(new, mask, positions, cache)[:, -1]
-            tokens.append(self.model.logits(last).argmax(-1))
-            if len(tokens) == self.config.action_size:
-                return torch.stack(tokens, 1)
-            new = self.model.embed(tokens[-1].unsqueeze(1))
-            seen = torch.cat([seen, torch.ones_like(seen[:, :1])], 1)
-            mask, positions = seen[:, None, None, :], positions[:, -1:] + 1
+        prompt, seen = self.model.prompt(images, ids, valid)
+        return self.model.write(prompt, seen, self.config.action_size, self._likeliest, self.model.embed)
+
+    def _likeliest(self, hidden: Float[Tensor, "B D"]) -> Int64[Tensor, " B"]:
+        return self.model.logits(hidden).argmax(-1)
 
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
         """Cross-entropy of the action tokens and the end, over the language model's whole vocabulary: the mean over all
@@ -209,9 +181,9 @@ class OpenVLA(nn.Module):
         valid: Bool[Tensor, "B L"],
     ) -> Float[Tensor, "B T V"]:
         """What is said of each target, all targets before it being known."""
-        prompt, seen = self._prompt(images, ids, valid)
+        prompt, seen = self.model.prompt(images, ids, valid)
         known = wanted[:, :-1]
-        seen = torch.cat([seen, torch.ones_like(known, dtype=torch.bool)], 1)
+        seen = F.pad(seen, (0, known.shape[1]), value=True)
         embeddings = torch.cat([prompt, self.model.embed(known)], 1)
         hidden = self.model.read(embeddings, sequence.causal_mask(seen), sequence.positions(seen))
         return self.model.logits(hidden[:, -wanted.shape[1] :])
@@ -222,29 +194,3 @@ class OpenVLA(nn.Module):
         images = (samples, config.cameras, config.image_size, config.image_size, 3)
         ids = torch.zeros(samples, 23, dtype=torch.long, device=device)
         return torch.zeros(images, dtype=torch.uint8, device=device), ids, torch.ones_like(ids, dtype=torch.bool)
-
-    def _prompt(
-        self, images: UInt8[Tensor, "B C h w 3"], ids: Int64[Tensor, "B L"], valid: Bool[Tensor, "B L"]
-    ) -> tuple[Float[Tensor, "B S D"], Bool[Tensor, "B S"]]:
-        """The first token, the images, the rest of the prompt; and which of them are real."""
-        tokens, words = self.model.look(images), self.model.embed(ids)
-        shown = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
-        embeddings = sequence.lay_out(words, tokens.to(words.dtype), words[:, :0])
-        return embeddings, sequence.valid_columns(valid, shown, tokens.shape[1], 0)
-
-    def _ids(self, sentence: str) -> list[int]:
-        """The prompt's ids, remembered. Raises UserError when it does not fit the context beside images and actions."""
-        if sentence not in self._seen:
-            if self.tokenizer is None:
-                raise UserError("This OpenVLA has no tokenizer: build it with pretrained=True.")
-            ids = list(self.tokenizer(PROMPT.format(sentence.lower()))["input_ids"])
-            if self.config.before_answer is not None and ids[-1] != self.config.before_answer:
-                ids.append(self.config.before_answer)
-            room = self.config.model.language.context - self.config.model.image_tokens - self.config.action_size - 1
-            if len(ids) > room:
-                raise UserError(
-                    f"The instruction makes a prompt of {len(ids)} tokens, but the language model has room for {room}: "
-                    f"shorten '{sentence[:40]}…'."
-                )
-            self._seen[sentence] = ids
-        return self._seen[sentence]

@@ -24,9 +24,8 @@ from torch.nn import functional as F
 from hypervla.baselines.rt1_actions import DIMENSIONS, ActionTokens
 from hypervla.baselines.rt1_sentence import EmbeddingTable, SentenceEncoder
 from hypervla.baselines.rt1_vision import FilmEfficientNet
-from hypervla.models.hypervla import size
 from hypervla.models.interface import Batch, Inputs, Role
-from hypervla.models.layers import LAYER_NORM_EPS
+from hypervla.models.layers import LAYER_NORM_EPS, size
 
 ACTIONS = len(DIMENSIONS)
 """Action tokens of a step."""

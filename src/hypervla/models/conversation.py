@@ -68,12 +68,9 @@ def _first(tokens: Sequence[int | None]) -> list[int]:
 
 def text_loss(model: VisionLanguageModel, batch: Conversations) -> Float[Tensor, ""]:
     """Cross-entropy of the answers' tokens, each given all before it: the mean over all in the batch."""
-    tokens, prompt = model.look(batch.images.unsqueeze(1)), model.embed(batch.ids)
-    count = tokens.shape[1]
-    embeddings = sequence.lay_out(prompt, tokens.to(prompt.dtype), prompt[:, :0])
-    valid = sequence.valid_columns(batch.words, batch.shown, count, 0)
+    embeddings, valid = model.prompt(batch.images.unsqueeze(1), batch.ids, batch.words, batch.shown)
     hidden = model.read(embeddings, sequence.causal_mask(valid), sequence.positions(valid))
-    of_words = torch.cat([hidden[:, :1], hidden[:, 1 + count :]], 1)
+    of_words = torch.cat([hidden[:, :1], hidden[:, 1 + model.config.image_tokens :]], 1)
     learned = batch.answers[:, 1:]  # the token behind a word is learned from the word's column
     logits = model.logits(of_words[:, :-1][learned]).float()
     return F.cross_entropy(logits, batch.ids[:, 1:][learned], reduction="sum") / learned.sum().clamp(min=1)

@@ -9,24 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hypervla.contracts import UserError
 from hypervla.models import sequence
 from hypervla.models.action_tokens import BINS, bins_of, values_of
-from hypervla.models.fused_vision import FusedVision, FusedVisionBackbone
-from hypervla.models.hypervla import size
+from hypervla.models.fused_vision import FusedVision
 from hypervla.models.instruction_encoders import load_tokenizer
 from hypervla.models.interface import Batch, Inputs, Role
+from hypervla.models.layers import size
 from hypervla.models.lora import LoRA, inject
-from hypervla.models.vision_language import QWEN2_05B, VisionLanguage, VisionLanguageModel, empty_cache
+from hypervla.models.prompt import Prompts
+from hypervla.models.vision_language import QWEN2_05B, VisionLanguage, VisionLanguageModel
 
-PROMPT = "In: What action should the robot take to {}?\nOut:"
 END = BINS
 """Row of the action tokens that stands for the end of the text, behind the bins."""
 Mode = Literal["joint", "ar_causal", "evla_released", "evla_released_literal"]
@@ -89,8 +88,9 @@ class Evla(nn.Module):
             self.model.vision_backbone.requires_grad_(False)
         if config.lora is not None:
             inject(self.model.language_model, config.lora)
-        self.tokenizer: Any = load_tokenizer(config.model.language.tokenizer) if pretrained else None
-        self._seen: dict[str, list[int]] = {}
+        tokenizer = load_tokenizer(config.model.language.tokenizer) if pretrained else None
+        room = config.model.language.context - config.model.image_tokens - config.actions - 1
+        self.prompts = Prompts(tokenizer, room)
 
     def trained_parameters(self) -> dict[str, Tensor]:
         """Everything: what is frozen comes from no source of its own."""
@@ -105,29 +105,18 @@ class Evla(nn.Module):
         self.loss_of_tensors = torch.compile(self.loss_of_tensors)
 
     def parts(self) -> Mapping[str, int]:
-        vision = self.model.vision_backbone
-        idle = vision.unused() if isinstance(vision, FusedVisionBackbone) else 0
         queries = 0 if self.queries is None else self.queries.numel()
-        parts = {
-            "backbone": size(vision) - idle,
-            "projector": size(self.model.projector),
-            "language_model": size(self.model.language_model),
-            "action_tokens": size(self.tokens) + queries,
-        }
-        return parts | ({"unused_vision": idle} if idle else {})
+        return self.model.parts() | {"action_tokens": size(self.tokens) + queries}
 
     def activated(self) -> int:
         return sum(count for part, count in self.parts().items() if part != "unused_vision")
 
     def prepare(self, inputs: Inputs) -> tuple[Tensor, ...]:
-        """Images (B C h w 3); ids of the prompt (B L), padded on the right; which are real (B L).
+        """Images (B C h w 3); ids of the prompt (B L), the first token, padding, the others; which are real (B L).
 
         Raises UserError for an instruction that does not fit the language model's context.
         """
-        rows = [self._ids(sentence) for sentence in inputs.instructions]
-        length = max(map(len, rows))
-        ids = torch.tensor([row + [0] * (length - len(row)) for row in rows])
-        words = torch.tensor([[True] * len(row) + [False] * (length - len(row)) for row in rows])
+        ids, words = self.prompts(inputs.instructions)
         device = inputs.images.device
         return inputs.images[:, -1], ids.to(device), words.to(device)
 
@@ -148,14 +137,14 @@ class Evla(nn.Module):
     ) -> Int64[Tensor, "B J"]:
         """Bins 0 … 255 of the most likely action. `cached` keeps keys and values where a mode writes one after another
         (`ar_causal`; the others read everything again for each token, since they hide what a cache would hold)."""
-        tokens, prompt = self.model.look(images), self.model.embed(ids)
+        prompt, valid = self.model.prompt(images, ids, words)
         if self.config.mode == "joint":
-            return self._joint(prompt, tokens, words)[..., :BINS].argmax(-1)
+            return self._joint(prompt, valid).argmax(-1)
         if self.config.mode == "ar_causal" and cached:
-            return self._write_cached(prompt, tokens, words)
+            return self.model.write(prompt, valid, self.config.actions, self._likeliest, self.tokens)
         written = torch.empty(len(ids), 0, dtype=torch.long, device=ids.device)
         for _ in range(self.config.actions):
-            logits = self._next(prompt, tokens, words, written)
+            logits = self._next(prompt, valid, written)
             written = torch.cat([written, logits[:, -1:, :BINS].argmax(-1)], 1)
         return written
 
@@ -198,28 +187,26 @@ class Evla(nn.Module):
         words: Bool[Tensor, "B L"],
     ) -> Float[Tensor, "B J1 V"]:
         """What is said of each bin, and but for `joint` of the end; V = 256 bins jointly, else 256 and the end."""
-        tokens, prompt = self.model.look(images), self.model.embed(ids)
-        if self.config.mode == "joint":
-            return self._joint(prompt, tokens, words)
-        return self._next(prompt, tokens, words, bins)
+        prompt, valid = self.model.prompt(images, ids, words)
+        return self._joint(prompt, valid) if self.config.mode == "joint" else self._next(prompt, valid, bins)
 
-    def _joint(
-        self, prompt: Float[Tensor, "B L D"], tokens: Float[Tensor, "B K D"], words: Bool[Tensor, "B L"]
-    ) -> Float[Tensor, "B J V"]:
+    def _likeliest(self, hidden: Float[Tensor, "B D"]) -> Int64[Tensor, " B"]:
+        return self._say(hidden)[..., :BINS].argmax(-1)
+
+    def _say(self, hidden: Float[Tensor, "*B D"]) -> Float[Tensor, "*B V"]:
+        """Logits of the bins and the end."""
+        return hidden @ self.tokens.weight.T.to(hidden.dtype)
+
+    def _joint(self, prompt: Float[Tensor, "B S D"], valid: Bool[Tensor, "B S"]) -> Float[Tensor, "B J V"]:
         """Query slots that look at everything and are looked at, and what each says of the bins."""
         assert self.queries is not None
         slots = self.queries.to(prompt.dtype).expand(len(prompt), -1, -1)
-        embeddings = sequence.lay_out(prompt, tokens.to(prompt.dtype), slots)
-        valid = self._valid(words, tokens.shape[1], slots.shape[1])
+        embeddings, valid = torch.cat([prompt, slots], 1), F.pad(valid, (0, self.config.actions), value=True)
         hidden = self.model.read(embeddings, sequence.joint_mask(valid), sequence.positions(valid))
-        return hidden[:, -slots.shape[1] :] @ self.tokens.weight[:BINS].T.to(hidden.dtype)
+        return self._say(hidden[:, -self.config.actions :])[..., :BINS]
 
     def _next(
-        self,
-        prompt: Float[Tensor, "B L D"],
-        tokens: Float[Tensor, "B K D"],
-        words: Bool[Tensor, "B L"],
-        bins: Int64[Tensor, "B T"],
+        self, prompt: Float[Tensor, "B S D"], valid: Bool[Tensor, "B S"], bins: Int64[Tensor, "B T"]
     ) -> Float[Tensor, "B T1 V"]:
         """What is said of each of the bins and of what follows them, those before being known.
 
@@ -229,55 +216,17 @@ class Evla(nn.Module):
         """
         literal, complete = self.config.mode == "evla_released_literal", bins.shape[1] == self.config.actions
         known = F.pad(bins, (0, 1), value=END) if literal and complete else bins
-        count = known.shape[1]
-        embeddings = sequence.lay_out(prompt, tokens.to(prompt.dtype), self.tokens(known).to(prompt.dtype))
-        valid = self._valid(words, tokens.shape[1], count)
-        columns = sequence.read_columns(words, tokens.shape[1], count)[:, : bins.shape[1] + 1]
+        embeddings = torch.cat([prompt, self.tokens(known).to(prompt.dtype)], 1)
+        valid = F.pad(valid, (0, known.shape[1]), value=True)
+        positions = sequence.positions(valid)
         if literal:
-            columns = sequence.positions(valid).gather(1, columns)
-            embeddings, valid = sequence.pack(embeddings, valid)
-            hidden_columns = sequence.last_columns(valid, sequence.END_AND_ACTIONS)
+            embeddings, packed = sequence.pack(embeddings, valid)
+            mask = sequence.released_mask(packed, sequence.last_columns(packed, sequence.END_AND_ACTIONS))
+            hidden = self.model.read(embeddings, mask, sequence.positions(packed))
+            hidden = sequence.take(hidden, positions)  # every column back where it was
         else:
-            released = self.config.mode == "evla_released"
-            hidden_columns = sequence.last_columns(valid, count if released else 0)
-        mask = sequence.released_mask(valid, hidden_columns)
-        hidden = self.model.read(embeddings, mask, sequence.positions(valid))
-        return sequence.take(hidden, columns) @ self.tokens.weight.T.to(hidden.dtype)
-
-    def _write_cached(
-        self, prompt: Float[Tensor, "B L D"], tokens: Float[Tensor, "B K D"], words: Bool[Tensor, "B L"]
-    ) -> Int64[Tensor, "B J"]:
-        """The causal mode with a cache of keys and values."""
-        nothing = prompt[:, :0]
-        valid = self._valid(words, tokens.shape[1], 0)
-        mask, places, cache = sequence.causal_mask(valid), sequence.positions(valid), empty_cache()
-        hidden = self.model.read(sequence.lay_out(prompt, tokens.to(prompt.dtype), nothing), mask, places, cache)
-        last = sequence.take(hidden, sequence.read_columns(words, tokens.shape[1], 0))
-        place, written = places.amax(1, keepdim=True), []
-        while True:
-            written.append((last @ self.tokens.weight.T.to(last.dtype))[..., :BINS].argmax(-1))
-            if len(written) == self.config.actions:
-                return torch.cat(written, 1)
-            valid, place = F.pad(valid, (0, 1), value=True), place + 1
-            new = self.tokens(written[-1]).to(prompt.dtype)
-            last = self.model.read(new, valid[:, None, None, :], place, cache)
-
-    @staticmethod
-    def _valid(words: Bool[Tensor, "B L"], image_tokens: int, actions: int) -> Bool[Tensor, "B S"]:
-        shown = torch.ones(len(words), dtype=torch.bool, device=words.device)
-        return sequence.valid_columns(words, shown, image_tokens, actions)
-
-    def _ids(self, sentence: str) -> list[int]:
-        """The prompt's ids, remembered. Raises UserError when it does not fit the context beside images and actions."""
-        if sentence not in self._seen:
-            if self.tokenizer is None:
-                raise UserError("This EVLA has no tokenizer: build it with pretrained=True.")
-            ids = list(self.tokenizer(PROMPT.format(sentence.lower()))["input_ids"])
-            room = self.config.model.language.context - self.config.model.image_tokens - self.config.actions - 1
-            if len(ids) > room:
-                raise UserError(
-                    f"The instruction makes a prompt of {len(ids)} tokens, but the language model has room for {room}: "
-                    f"shorten '{sentence[:40]}…'."
-                )
-            self._seen[sentence] = ids
-        return self._seen[sentence]
+            hides = known.shape[1] if self.config.mode == "evla_released" else 0
+            mask = sequence.released_mask(valid, sequence.last_columns(valid, hides))
+            hidden = self.model.read(embeddings, mask, positions)
+        first = prompt.shape[1] - 1  # the last word says what the first action is
+        return self._say(hidden[:, first : first + bins.shape[1] + 1])

@@ -207,8 +207,3 @@ def heads_by_weight(config: HyperVLAConfig, parameters: Mapping[str, Tensor]) ->
             cut = stack[begin : begin + spec.size]
             named[f"hypernetwork.heads.{spec.name}.{part}"] = cut.view(*spec.shape, *cut.shape[1:])
     return named
-
-
-def size(module: nn.Module) -> int:
-    """The number of parameters."""
-    return sum(parameter.numel() for parameter in module.parameters())

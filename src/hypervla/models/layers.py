@@ -10,6 +10,11 @@ from torch.nn import functional as F
 LAYER_NORM_EPS = 1e-6
 
 
+def size(module: nn.Module) -> int:
+    """The number of parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
 class EncoderLayer(nn.Module):
     """Self-attention and MLP, each behind a LayerNorm; GELU in its tanh form as in Flax (spec 1.3)."""
 

@@ -15,10 +15,10 @@ from hypervla.models.action_head import ActionHead
 from hypervla.models.backbones import VisionBackbone
 from hypervla.models.base_policy import BasePolicy
 from hypervla.models.generated import StaticWeights, fixed_noise
-from hypervla.models.hypervla import PolicyConfig, size
+from hypervla.models.hypervla import PolicyConfig
 from hypervla.models.instruction_encoders import InstructionEncoder
 from hypervla.models.interface import Batch, Inputs, Role
-from hypervla.models.layers import lecun_normal_
+from hypervla.models.layers import lecun_normal_, size
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """A seeing language model's sequence and masks as pure functions (spec 5.1 and 5.2).
 
-A sample is the first prompt token, its image tokens, the rest of the prompt, room up to the longest prompt of the
+A sample is the first prompt token, its image tokens, the rest of the prompt with room up to the longest prompt of the
 batch, and its action columns. Positions count only what is there, so that the room changes nothing. In every mask,
 `mask[b, 0, i, j]` is True where column i may look at column j. Column 0 is always there and everybody may look at it,
 so that no row is empty.
@@ -16,33 +16,19 @@ END_AND_ACTIONS = 8
 """Columns that the released code hides: seven actions and the end of the text."""
 
 
-def lay_out(
-    prompt: Float[Tensor, "B L D"], images: Float[Tensor, "B K D"], actions: Float[Tensor, "B J D"]
-) -> Float[Tensor, "B S D"]:
-    """[first prompt token | images | rest of the prompt and its padding | actions]."""
-    return torch.cat([prompt[:, :1], images, prompt[:, 1:], actions], 1)
+def lay_out(prompt: Float[Tensor, "B L D"], images: Float[Tensor, "B K D"]) -> Float[Tensor, "B S D"]:
+    """[first prompt token | images | the rest of the prompt and its padding]."""
+    return torch.cat([prompt[:, :1], images.to(prompt.dtype), prompt[:, 1:]], 1)
 
 
-def valid_columns(
-    words: Bool[Tensor, "B L"], images: Bool[Tensor, " B"], image_tokens: int, actions: int
-) -> Bool[Tensor, "B S"]:
-    """Which columns of `lay_out` hold something: real words, the image tokens of samples that have images, actions."""
-    shown = images.unsqueeze(1).expand(-1, image_tokens)
-    return torch.cat([words[:, :1], shown, words[:, 1:], words.new_ones(len(words), actions)], 1)
+def valid_columns(words: Bool[Tensor, "B L"], shown: Bool[Tensor, "B K"]) -> Bool[Tensor, "B S"]:
+    """Which columns of `lay_out` hold something: real words, and image tokens that are shown."""
+    return torch.cat([words[:, :1], shown, words[:, 1:]], 1)
 
 
 def positions(valid: Bool[Tensor, "B S"]) -> Int64[Tensor, "B S"]:
     """Each column's place among those that hold something; 0 for what comes before them all."""
     return (valid.long().cumsum(1) - 1).clamp(min=0)
-
-
-def read_columns(words: Bool[Tensor, "B L"], image_tokens: int, actions: int) -> Int64[Tensor, "B J1"]:
-    """The columns from which next-token prediction reads the actions and what follows them: the last word, then each
-    action."""
-    first = words.shape[1] + image_tokens
-    last_word = words.long().sum(1, keepdim=True) - 1 + image_tokens
-    slots = torch.arange(first, first + actions, device=words.device).expand(len(words), -1)
-    return torch.cat([last_word, slots], 1)
 
 
 def joint_mask(valid: Bool[Tensor, "B S"]) -> Bool[Tensor, "B 1 S S"]:

@@ -6,15 +6,19 @@ in both directions; sequences of different lengths are padded and say so through
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hypervla.models import sequence
 from hypervla.models.backbones import ConvNet
-from hypervla.models.fused_vision import FusedVision
+from hypervla.models.fused_vision import FusedVision, FusedVisionBackbone
+from hypervla.models.layers import size
 
 
 @dataclass(frozen=True)
@@ -134,10 +138,30 @@ class VisionLanguageModel(nn.Module):
         self.projector = Projector((config.vision.width, *config.projector, config.language.width))
         self.language_model = config.language.build()
 
+    def parts(self) -> dict[str, int]:
+        """Parameters by part; `unused_vision` is what lies behind the blocks that are read."""
+        vision = self.vision_backbone
+        idle = vision.unused() if isinstance(vision, FusedVisionBackbone) else 0
+        parts = {"backbone": size(vision) - idle, "projector": size(self.projector)}
+        return parts | {"language_model": size(self.language_model)} | ({"unused_vision": idle} if idle else {})
+
     def look(self, images: UInt8[Tensor, "B C h w 3"]) -> Float[Tensor, "B CK D"]:
         """The cameras' tokens, side by side, as the language model reads them."""
         tokens = self.vision_backbone(images.flatten(0, 1))[0].to(next(self.projector.parameters()).dtype)
         return self.projector(tokens).unflatten(0, images.shape[:2]).flatten(1, 2)
+
+    def prompt(
+        self,
+        images: UInt8[Tensor, "B C h w 3"],
+        ids: Int64[Tensor, "B L"],
+        words: Bool[Tensor, "B L"],
+        pictured: Bool[Tensor, " B"] | None = None,
+    ) -> tuple[Float[Tensor, "B S D"], Bool[Tensor, "B S"]]:
+        """Images and words in one sequence, and which of its columns are real. `words` says which words are, `pictured`
+        which samples have images (None: all)."""
+        tokens = self.look(images)
+        shown = words.new_ones(tokens.shape[:2]) if pictured is None else pictured[:, None].expand(tokens.shape[:2])
+        return sequence.lay_out(self.embed(ids), tokens), sequence.valid_columns(words, shown)
 
     def embed(self, ids: Int64[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
         return self.language_model.get_input_embeddings()(ids)
@@ -163,9 +187,23 @@ class VisionLanguageModel(nn.Module):
     def logits(self, hidden: Float[Tensor, "*B D"]) -> Float[Tensor, "*B V"]:
         return self.language_model.lm_head(hidden)
 
+    def write(
+        self,
+        prompt: Float[Tensor, "B S D"],
+        valid: Bool[Tensor, "B S"],
+        count: int,
+        choose: Callable[[Float[Tensor, "B D"]], Int64[Tensor, " B"]],
+        embed: Callable[[Int64[Tensor, "B 1"]], Float[Tensor, "B 1 D"]],
+    ) -> Int64[Tensor, "B T"]:
+        """`count` tokens, one after another with a cache of keys and values: each is what `choose` makes of the column
+        before it. Prompts end in the last column."""
+        from transformers import DynamicCache
 
-def empty_cache() -> Any:
-    """A cache of keys and values that grows with what is read."""
-    from transformers import DynamicCache
-
-    return DynamicCache()
+        cache, positions = DynamicCache(), sequence.positions(valid)
+        last, written = self.read(prompt, sequence.causal_mask(valid), positions, cache)[:, -1], []
+        while True:
+            written.append(choose(last))
+            if len(written) == count:
+                return torch.stack(written, 1)
+            valid, positions = F.pad(valid, (0, 1), value=True), positions[:, -1:] + 1
+            last = self.read(embed(written[-1].unsqueeze(1)), valid[:, None, None, :], positions, cache)[:, -1]
