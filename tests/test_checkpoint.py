@@ -255,6 +255,8 @@ def test_a_frozen_backbone_comes_from_its_source_and_counts_in_the_digest(
         (("model", "backbone", "widths"), ["a", 8]),
         (("model", "backbone", "widths"), [8] * 99 + ["a"]),
         (("model", "hypernetwork", "layers"), 1.5),
+        (("model", "hypernetwork", "heads"), 3),
+        (("model", "policy", "heads"), 0),
         (("model", "context_image"), "foo"),
         (("weights_sha256",), 5),
     ],

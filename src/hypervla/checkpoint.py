@@ -22,7 +22,7 @@ from hypervla.baselines.rt1 import RT1Config, RT1Transformer
 from hypervla.baselines.rt1_actions import ActionTokens
 from hypervla.baselines.rt1_sentence import EmbeddingTable, SentenceEncoder
 from hypervla.baselines.rt1_vision import FilmEfficientNet
-from hypervla.contracts import UserError
+from hypervla.contracts import UserError, out_of_memory
 from hypervla.durable import write_atomically
 from hypervla.embodiment import Embodiment
 from hypervla.models.action_head import LinearHead, ReleasedHead
@@ -33,7 +33,7 @@ from hypervla.models.fused_vision import FusedVision, VitShape
 from hypervla.models.hypernetwork import HypernetworkConfig
 from hypervla.models.hypervla import HyperVLAConfig, PolicyConfig
 from hypervla.models.instruction_encoders import InstructionEncoder
-from hypervla.models.interface import ModelConfig
+from hypervla.models.interface import ModelConfig, family
 from hypervla.models.lora import LoRA
 from hypervla.models.monolithic import MonolithicConfig
 from hypervla.models.vision_language import LanguageModel, VisionLanguage
@@ -126,8 +126,8 @@ class Checkpoint:
         """The configuration, if the model is a HyperVLA. Raises UserError for a model that generates no weights."""
         if not isinstance(self.config, HyperVLAConfig):
             raise UserError(
-                f"This checkpoint holds a {type(self.config).__name__.removesuffix('Config')}, which generates no task "
-                f"policies: only a HyperVLA can be compiled to a file."
+                f"This checkpoint holds the model {family(self.config)}, which generates no task policies: only a "
+                f"HyperVLA can be compiled to a file."
             )
         return self.config
 
@@ -208,6 +208,8 @@ def _built(build: Callable[[], Any], folder: Path) -> Any:
     except UserError:
         raise
     except (RuntimeError, ValueError, ZeroDivisionError) as error:
+        if out_of_memory(error):
+            raise
         said = str(error).splitlines()[0]
         raise UserError(f"{folder / CARD} describes a model that cannot be built ({said}): copy it again.") from error
 

@@ -23,6 +23,11 @@ class UserError(ValueError):
     """Something the user can put right; its message says what was wanted, what came and what to do."""
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory was full, a GPU's or the machine's: PyTorch says the latter in words alone."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "CPUAllocator" in str(error)
+
+
 @dataclass(frozen=True)
 class Observation:
     """What the robot sees and feels at one step."""

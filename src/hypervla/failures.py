@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 
-from hypervla.contracts import UserError
+from hypervla.contracts import UserError, out_of_memory
 
 EXTRAS = {
     "torch": "train",
@@ -32,7 +32,7 @@ def explain(error: BaseException) -> str | None:
         package = (error.name or "").split(".")[0]
         extra = EXTRAS.get(package)
         return extra and f"This command needs the package '{package}': pip install 'hypervla[{extra}]'."
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "CPUAllocator" in str(error):
+    if out_of_memory(error):
         return (
             "The memory of the machine or of its GPU is full: choose fewer --batch-contexts or --workers, or a smaller "
             "recipe."

@@ -222,14 +222,6 @@ def test_another_shape_is_named(arrays: dict[str, np.ndarray]) -> None:
             from_flax(damaged, SMALLEST)
 
 
-@pytest.mark.parametrize("number", [np.nan, np.inf])
-def test_numbers_that_are_none_are_refused(arrays: dict[str, np.ndarray], number: float) -> None:
-    damaged = arrays[KERNEL].copy()
-    damaged[2, 3] = number
-    with pytest.raises(UserError, match=f"NaN or infinite numbers in '{KERNEL}'"):
-        from_flax(arrays | {KERNEL: damaged}, SMALLEST)
-
-
 def test_a_pickle_is_refused_and_not_run(arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
     (tmp_path / "weights.npz").write_bytes(pickle.dumps(arrays))
     with pytest.raises(UserError, match="is not an npz of plain arrays"):

@@ -177,5 +177,5 @@ def test_a_recipe_with_other_parts_is_refused(changes: dict, arrays: dict[str, n
     np.savez(tmp_path / "rt1x.npz", **arrays)
     with torch.device("meta"):
         other = replace(small(), **changes).build(pretrained=False)
-    with pytest.raises(UserError, match="load them into the recipe RT1_X"):
+    with pytest.raises(UserError, match="load them into the recipe rt1_x"):
         read_published(tmp_path / "rt1x.npz", other)

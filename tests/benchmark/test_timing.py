@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from hypervla import cli
-from hypervla.benchmark import tables
+from hypervla.benchmark import tables, timing
 from hypervla.benchmark.tables import TABLE_3, WRITERS
-from hypervla.benchmark.timing import DEFAULT, LEAST, WARM_UP, control_step, latency, measure
+from hypervla.benchmark.timing import DEFAULT, LEAST, WARM_UP, check_room, control_step, latency, measure
 from hypervla.contracts import UserError
 from hypervla.models.action_head import LinearHead
 from hypervla.models.backbones import ConvNet
@@ -55,6 +55,14 @@ SHAPE = {"backbone": ConvNet(24, (4, 8), 4), "policy": PolicyConfig(8, 1, 2, 16)
 def test_what_does_not_fit_is_said_in_a_sentence(config, words: str) -> None:
     with pytest.raises(UserError, match=words):
         latency(config, "cpu", seconds=0.0)
+
+
+def test_what_cannot_fit_is_refused_before_it_is_built(monkeypatch) -> None:
+    monkeypatch.setattr(timing, "free_memory", lambda device: 1000)
+    with pytest.raises(UserError, match=r"Monolithic has 0.0 GB of weights in float32, but cpu has 0.0 GB free"):
+        check_room(MonolithicConfig(**SHAPE), torch.device("cpu"), "float32")
+    monkeypatch.setattr(timing, "free_memory", lambda device: None)
+    check_room(MonolithicConfig(**SHAPE), torch.device("cpu"), "float32")
 
 
 class Failing(MonolithicConfig):

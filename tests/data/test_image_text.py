@@ -89,6 +89,7 @@ def test_the_digest_changes_with_the_list_the_pictures_and_the_fit(folder: Path)
         ({"conversations": SAID[::-1]}, "turn 0 should be"),
         ({"conversations": [SAID[0], {"from": "gpt"}]}, "turn 1 should be"),
         ({"conversations": [SAID[0], {"from": "gpt", "value": 3}]}, "turn 1 should be"),
+        ({"conversations": [SAID[0], {"from": "gpt", "value": " "}]}, "has an empty answer"),
     ],
 )
 def test_an_unfit_entry_is_refused_by_its_name(folder: Path, change: dict[str, Any], message: str) -> None:

@@ -228,8 +228,6 @@ def test_a_tree_of_another_model_is_refused(arrays: dict[str, np.ndarray]) -> No
         from_flax(arrays | {"goal_image_pos_embedding": np.zeros(3)}, TINY)
     with pytest.raises(UserError, match=rf"'{name}' has shape \(16, 8\), but the recipe is made for \(8, 16\)"):
         from_flax(arrays | {name: arrays[name].T}, TINY)
-    with pytest.raises(UserError, match=f"NaN or infinite numbers in '{name}'"):
-        from_flax(arrays | {name: arrays[name] * np.nan}, TINY)
     with pytest.raises(UserError, match="has shape .* but the recipe is made for"):
         from_flax(arrays, replace(TINY, policy=replace(TINY.policy, width=16)))
     with pytest.raises(UserError, match="tensors are missing"):
@@ -278,6 +276,10 @@ def test_a_file_that_is_no_npz_of_numbers_is_refused(tmp_path: Path) -> None:
     np.savez(path, a=np.arange(3))
     with pytest.raises(UserError, match="'a' as int64, but weights are floating-point"):
         read_npz(path)
+    for number in (1e300, np.nan, np.inf):
+        np.savez(path, a=np.array([0.0, number]))
+        with pytest.raises(UserError, match="NaN or infinite numbers in 'a'"):
+            read_npz(path)
     with path.open("wb") as file:
         np.save(file, np.zeros(3))
     with pytest.raises(UserError, match="a single array"):

@@ -96,7 +96,7 @@ def test_the_window_holds_the_last_observations_and_repeats_the_first_to_the_lef
 
 
 def test_what_only_a_hypernetwork_can_do_is_refused(folder: Path) -> None:
-    with pytest.raises(UserError, match="holds a Monolithic, which generates no task policies"):
+    with pytest.raises(UserError, match="holds the model Monolithic, which generates no task policies"):
         load_compiler(folder)
 
 

@@ -136,7 +136,7 @@ def test_long_conversations_are_cut_and_counted(acting: Recipe, tmp_path: Path) 
 
 
 def test_a_model_that_does_not_talk_is_refused(text_folder: Path) -> None:
-    with pytest.raises(UserError, match="is a HyperVLA"):
+    with pytest.raises(UserError, match="is the model HyperVLA"):
         text_recipe(recipe_of(hypervla(text_folder)), 100)
 
 

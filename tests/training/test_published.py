@@ -84,7 +84,7 @@ def test_openvlas_weights_stay_where_they_are(published, tmp_path: Path) -> None
 
 
 def test_what_nobody_published_is_refused(text_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="Nobody has published weights of a Monolithic: there are readers for HyperVLA"):
+    with pytest.raises(UserError, match="not read into the model Monolithic: there are readers for HyperVLA"):
         import_weights(alone(text_folder), "x.npz", ROBOT, tmp_path / "ours")
     tiny.save_checkpoint(tmp_path / "here", tiny.convolutional(text_folder))
     with pytest.raises(UserError, match="already holds a checkpoint"):

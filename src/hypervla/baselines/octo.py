@@ -21,7 +21,7 @@ from hypervla.models.diffusion import DiffusionHead
 from hypervla.models.generated import POSITION_STD, StaticWeights, fixed_noise
 from hypervla.models.instruction_encoders import InstructionEncoder
 from hypervla.models.interface import Batch, Inputs, Role
-from hypervla.models.layers import LAYER_NORM_EPS, Encoder, lecun_normal_, size
+from hypervla.models.layers import LAYER_NORM_EPS, Encoder, check_heads, lecun_normal_, size
 
 STANDARDISATION_EPS = 1e-5
 
@@ -69,6 +69,7 @@ class OctoConfig:
     """Steps that the position tables have room for."""
 
     def __post_init__(self) -> None:
+        check_heads(self.width, self.heads)
         if not 1 <= self.window <= self.max_window:
             raise UserError(
                 f"Octo's position tables hold {self.max_window} steps, but the window is {self.window}: choose one of "

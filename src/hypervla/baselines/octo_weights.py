@@ -42,7 +42,7 @@ def read_published(path: Path, config: OctoConfig) -> dict[str, Tensor]:
 def from_flax(arrays: Mapping[str, np.ndarray], config: OctoConfig) -> dict[str, Tensor]:
     """The published tree as the `trained_parameters` of this model, in float32.
 
-    Raises UserError for a tree with tensors missing, unknown, of other shapes or not finite.
+    Raises UserError for a tree with tensors missing, unknown or of other shapes.
     """
     own, table = trained_shapes(config), {place.name: place for place in places(config)}
     missing = sorted(table.keys() - arrays.keys())
@@ -58,8 +58,6 @@ def from_flax(arrays: Mapping[str, np.ndarray], config: OctoConfig) -> dict[str,
                 f"The file holds another model than the recipe: '{name}' has shape {arrays[name].shape}, but the "
                 f"recipe is made for {place.shape}."
             )
-        if not np.isfinite(arrays[name]).all():
-            raise UserError(f"The file holds NaN or infinite numbers in '{name}': export the checkpoint again.")
     parameters = {name: torch.empty(shape) for name, shape in own.items()}
     for name, place in table.items():
         place.bring(arrays[name], parameters[place.ours])

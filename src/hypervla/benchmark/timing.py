@@ -15,11 +15,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from hypervla.contracts import UserError
+from hypervla.contracts import UserError, out_of_memory
 from hypervla.models.hypervla import HyperVLA
-from hypervla.models.interface import ModelConfig
+from hypervla.models.interface import ModelConfig, family
 
 Precision = Literal["float32", "bfloat16"]
+ELSEWHERE = "choose a device with more, or smaller models with --scale small."
 WARM_UP, LEAST = 3, 20
 """Steps that are not timed, and the fewest that are."""
 
@@ -120,12 +121,11 @@ def latency(
         answer = ours.recv()
     except EOFError:
         process.join()
-        name = type(config).__name__.removesuffix("Config")
         if process.exitcode is not None and process.exitcode >= 0:
-            raise RuntimeError(f"Timing {name} failed; the traceback of its process stands above.") from None
+            raise RuntimeError(f"Timing {family(config)} failed; the traceback of its process stands above.") from None
         raise UserError(
-            f"The process that timed {name} was killed by signal {-(process.exitcode or 0)}, most likely for want of "
-            f"memory: choose a machine with more, or a smaller model with --scale."
+            f"The process that timed {family(config)} was killed by signal {-(process.exitcode or 0)}, most likely for "
+            f"want of memory: {ELSEWHERE}"
         ) from None
     process.join()
     if isinstance(answer, str):
@@ -136,10 +136,36 @@ def latency(
 def _report(pipe: Any, config: ModelConfig, device: str, precision: Precision, seconds: float, way: Way) -> None:
     """In the fresh process: build, time, and send a Latency, or the reason why there is none."""
     try:
+        check_room(config, torch.device(device), precision)
         pipe.send(_here(config, torch.device(device), precision, seconds, way))
-    except (torch.OutOfMemoryError, MemoryError):
-        name = type(config).__name__.removesuffix("Config")
-        pipe.send(f"{name} does not fit the memory of {device}: choose a device with more, or --scale small.")
+    except UserError as reason:
+        pipe.send(str(reason))
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        pipe.send(f"{family(config)} does not fit the memory of {device}: {ELSEWHERE}")
+
+
+def check_room(config: ModelConfig, device: torch.device, precision: Precision) -> None:
+    """Refuse a model whose weights alone need more memory than is free, before the system ends some process for it.
+    Raises UserError."""
+    with torch.device("meta"):
+        count = sum(config.build(pretrained=False).parts().values())
+    needed, free = count * getattr(torch, precision).itemsize, free_memory(device)
+    if free is not None and needed > free:
+        raise UserError(
+            f"{family(config)} has {needed / 1e9:.1f} GB of weights in {precision}, but {device} has "
+            f"{free / 1e9:.1f} GB free: {ELSEWHERE}"
+        )
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that a new process can have, where the system tells."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    about = Path("/proc/meminfo")
+    found = re.search(r"MemAvailable:\s*(\d+) kB", about.read_text()) if about.is_file() else None
+    return 1024 * int(found[1]) if found else None
 
 
 @torch.inference_mode()

@@ -130,6 +130,8 @@ def _entry(row: Any, name: str) -> Entry:
     if image is None and any(IMAGE_MARK in text for text in said[::2]):
         raise UserError(f"{name} asks about {IMAGE_MARK} but has no 'image': name it, or take the mark out.")
     clean = [text.replace(IMAGE_MARK, "").strip() for text in said]
+    if not all(clean[1::2]):
+        raise UserError(f"{name} has an empty answer: fill it in, or take the entry out.")
     return Entry(name, image, tuple(map(Turn, clean[::2], clean[1::2])))
 
 

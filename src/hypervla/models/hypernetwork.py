@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hypervla.contracts import WeightLayout
 from hypervla.models.generated import POSITION_STD, initial_weight
-from hypervla.models.layers import Encoder, lecun_normal_
+from hypervla.models.layers import Encoder, check_heads, lecun_normal_
 
 Initialisation = Literal["bias", "variance"]
 
@@ -27,6 +27,9 @@ class HypernetworkConfig:
     initialisation: Initialisation = "bias"
     normalise_embedding: bool = True
     """Divide the context embedding by sqrt(width), so that the squares of its entries sum to 1 on average."""
+
+    def __post_init__(self) -> None:
+        check_heads(self.width, self.heads)
 
 
 class Hypernetwork(nn.Module):

@@ -17,6 +17,7 @@ from hypervla.models.base_policy import BasePolicy
 from hypervla.models.hypernetwork import Hypernetwork, HypernetworkConfig
 from hypervla.models.instruction_encoders import InstructionEncoder
 from hypervla.models.interface import Batch, Role
+from hypervla.models.layers import check_heads, size
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,9 @@ class PolicyConfig:
     heads: int = 4
     mlp: int = 128
     proprio_size: int = 0
+
+    def __post_init__(self) -> None:
+        check_heads(self.width, self.heads)
 
 
 @dataclass(frozen=True)

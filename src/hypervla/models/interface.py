@@ -102,6 +102,11 @@ class ModelConfig(Protocol):
         ...
 
 
+def family(config: ModelConfig) -> str:
+    """What such a model is called in a message, such as OpenVLA."""
+    return type(config).__name__.removesuffix("Config")
+
+
 @runtime_checkable
 class Model(Protocol):
     """An nn.Module that can be trained."""

@@ -7,7 +7,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hypervla.contracts import UserError
+
 LAYER_NORM_EPS = 1e-6
+
+
+def check_heads(width: int, heads: int) -> None:
+    """Raises UserError where the heads of an attention do not divide its width."""
+    if heads < 1 or width % heads:
+        raise UserError(f"{heads} heads cannot share a width of {width}: choose a number that divides it.")
 
 
 def size(module: nn.Module) -> int:

@@ -20,7 +20,7 @@ DAMAGE = (ValueError, OSError, EOFError, KeyError, NotImplementedError, zipfile.
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
     """Every array. Raises UserError for another kind of file, and for arrays that are no floating-point numbers, among
-    them those that only pickle could read."""
+    them those that only pickle could read, or not finite."""
     if not path.is_file():
         raise UserError(f"There is no file {path}: export the checkpoint to an npz of its arrays first.")
     try:
@@ -29,12 +29,17 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
             with file:
                 arrays = {name: file[name] for name in file.files}
     except DAMAGE as error:
-        raise UserError(f"{path} is not an npz of plain arrays ({error}): export it again, without pickle.") from error
+        said = "it holds Python objects" if "allow_pickle" in str(error) else error
+        raise UserError(f"{path} is not an npz of plain arrays ({said}): export it again, without pickle.") from error
     if arrays is None:
         raise UserError(f"{path} holds a single array, not an npz of named ones: export it with numpy.savez.")
     for name, array in arrays.items():
         if not np.issubdtype(array.dtype, np.floating):
             raise UserError(f"{path} holds '{name}' as {array.dtype}, but weights are floating-point numbers.")
+        if array.size and not np.abs(array).max() <= np.finfo(np.float32).max:
+            raise UserError(
+                f"{path} holds NaN or infinite numbers in '{name}', or such as float32 does not hold: export it again."
+            )
     return arrays
 
 

@@ -15,7 +15,7 @@ from hypervla.baselines.openvla import OpenVLAConfig
 from hypervla.contracts import UserError
 from hypervla.models.evla import EvlaConfig
 from hypervla.models.hypervla import HyperVLAConfig, heads_by_weight
-from hypervla.models.interface import ModelConfig
+from hypervla.models.interface import ModelConfig, family
 
 ADAPTED = ".base_layer"
 """In the name of a linear map that has an adapter beside it."""
@@ -72,7 +72,7 @@ def start_from(folder: Path, model: Any) -> Start:
     fitting = {name for name, value in wanted.items() if name in saved and saved[name].shape == value.shape}
     if not fitting:
         raise UserError(
-            f"{folder} holds another model ({type(about.config).__name__.removesuffix('Config')}): none of its "
+            f"{folder} holds another model ({family(about.config)}): none of its "
             f"{len(saved)} tensors fits this recipe's; choose a checkpoint of the same kind of model."
         )
     for name in fitting:

@@ -21,6 +21,7 @@ from hypervla.data.image_text import ImageText, Pair
 from hypervla.models.conversation import ANSWER, QUESTION, Conversations, text_loss, write
 from hypervla.models.evla import EvlaConfig
 from hypervla.models.instruction_encoders import load_tokenizer
+from hypervla.models.interface import family
 from hypervla.training.optimizer import OptimizerConfig
 from hypervla.training.recipe import Recipe, Settings
 from hypervla.training.run import SAVE_EVERY, OnStep, begin, check_out, learn
@@ -45,7 +46,7 @@ def text_recipe(recipe: Recipe, pairs: int, *, epochs: int = 1, batch: int = 32,
     if not isinstance(recipe.model, EvlaConfig):
         raise UserError(
             f"Only a model with a language model of its own can be taught to talk about pictures, such as the recipe "
-            f"evla, but {recipe.name} is a {type(recipe.model).__name__.removesuffix('Config')}."
+            f"evla, but {recipe.name} is the model {family(recipe.model)}."
         )
     for what, value in (("epochs", epochs), ("pairs in a batch", batch), ("rate", rate)):
         if not 0 < value < math.inf:

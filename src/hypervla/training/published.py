@@ -23,7 +23,7 @@ from hypervla.models import released_weights
 from hypervla.models.backbones import DinoV2
 from hypervla.models.evla import EvlaConfig
 from hypervla.models.hypervla import HyperVLAConfig
-from hypervla.models.interface import ModelConfig
+from hypervla.models.interface import ModelConfig, family
 from hypervla.models.npz import read_npz, write_npz
 from hypervla.models.pretrained_parts import load_parts
 from hypervla.models.safetensors_folder import check_published, find_folder
@@ -130,7 +130,7 @@ def import_weights(config: Any, source: str, robot: Robot | None, out: Path) -> 
         raise UserError(f"{out} already holds a checkpoint: choose another --out.")
     if type(config) not in READERS:
         raise UserError(
-            f"Nobody has published weights of a {type(config).__name__.removesuffix('Config')}: there are readers for "
+            f"The weights that others published are not read into the model {family(config)}: there are readers for "
             f"HyperVLA (paper), Octo (octo_small, octo_base), RT-1-X (rt1_x), OpenVLA (openvla) and the parts of EVLA "
             f"(evla)."
         )
@@ -165,10 +165,7 @@ def export_weights(folder: Path, out: Path) -> int:
         OctoConfig: octo_weights.to_flax,
     }
     if type(config) not in writers:
-        raise UserError(
-            f"{folder} holds a {type(config).__name__.removesuffix('Config')}, which is not exported: HyperVLA "
-            f"and Octo are."
-        )
+        raise UserError(f"{folder} holds the model {family(config)}, which is not exported: HyperVLA and Octo are.")
     weights = checkpoint.read_weights(folder / checkpoint.WEIGHTS, card.digest)
     floats = {name: value.float() for name, value in weights.items()}
     arrays = writers[type(config)](floats, config)
