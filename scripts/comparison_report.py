@@ -5,7 +5,8 @@
     python scripts/comparison_report.py docs/results/small_*.json --bench table3.json evla.json --out docs
 
 Prints Markdown: success at both budgets, with what reading, computing and learning cost; and each system against the
-first one named, on the same scenes. Writes OUT/comparison.png and, where there are two EVLAs, OUT/evla.png.
+first one named, on the same scenes. Writes OUT/comparison.png and, where there are two EVLAs, OUT/evla.png. A system
+that has not had a budget yet is left out there.
 """
 
 from __future__ import annotations
@@ -59,11 +60,11 @@ def main_table(systems: Sequence[Found], latency: Mapping[str, float]) -> list[s
     for found in systems:
         cells = [f"`{found['system']}`"]
         for budget in BUDGETS:
-            of_budget = rate(found, budget)
-            cells += [percent(of_budget.mean), span(of_budget.interval)]
+            of_budget = rate(found, budget) if budget in found else None
+            cells += ["–", "–"] if of_budget is None else [percent(of_budget.mean), span(of_budget.interval)]
         milliseconds = latency.get(found["system"])
         cells += [
-            f"{found['equal time']['steps']:,}",
+            f"{found['equal time']['steps']:,}" if "equal time" in found else "–",
             f"{found['model']['activated']:,}",
             "–" if milliseconds is None else f"{milliseconds:.1f} ms",
             f"{found['equal samples']['samples_per_second']:.0f}/s",
@@ -73,7 +74,8 @@ def main_table(systems: Sequence[Found], latency: Mapping[str, float]) -> list[s
 
 
 def task_table(systems: Sequence[Found]) -> list[str]:
-    """Successes by task in the time that all have."""
+    """Successes by task in the same time."""
+    systems = [found for found in systems if "equal time" in found]
     tasks = sorted(systems[0]["equal time"]["successes"])
     lines = ["| task | " + " | ".join(f"`{found['system']}`" for found in systems) + " |"]
     lines.append("|---" * (len(systems) + 1) + "|")
@@ -88,9 +90,10 @@ def plot_success(systems: Sequence[Found], path: Path) -> None:
 
     figure, axis = pyplot.subplots(figsize=(8, 0.55 * len(systems) + 1.2), layout="constrained")
     for budget, offset, colour in zip(BUDGETS, (0.17, -0.17), ("#9db4d3", "#2b5797"), strict=True):
-        rates = [rate(found, budget) for found in systems]
+        there = [i for i, found in enumerate(systems) if budget in found]
+        rates = [rate(systems[i], budget) for i in there]
         ends = [[r.mean - r.interval.low for r in rates], [r.interval.high - r.mean for r in rates]]
-        places = [len(systems) - i + offset for i in range(len(systems))]
+        places = [len(systems) - i + offset for i in there]
         axis.barh(places, [r.mean for r in rates], 0.32, xerr=ends, color=colour, ecolor="#555", label=budget)
     axis.set_yticks([len(systems) - i for i in range(len(systems))], [found["system"] for found in systems])
     axis.set_xlim(0, 1)
@@ -135,7 +138,7 @@ def main() -> None:
     latency = read_latency(arguments.bench)
     print(*main_table(systems, latency), "", *task_table(systems), "", sep="\n")
     for budget in BUDGETS:
-        for other in systems[1:]:
+        for other in (found for found in systems[1:] if budget in found and budget in systems[0]):
             print(f"{other['system']} minus {systems[0]['system']}, {budget}: {against(systems[0], other, budget)}")
     plot_success(systems, arguments.out / "comparison.png")
     twins = [found for name in EVLAS for found in systems if found["system"] == name]
