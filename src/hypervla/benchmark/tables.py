@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from hypervla.benchmark.counts import describe
 from hypervla.benchmark.timing import Precision, Way, latency
 from hypervla.contracts import UserError
 from hypervla.models.interface import ModelConfig
-from hypervla.runtime.provenance import machine
+from hypervla.runtime.provenance import code_commit, machine
 
 Scale = Literal["published", "small"]
 
@@ -159,8 +160,15 @@ def _timed(model: ModelConfig, device: str, precision: Precision, seconds: float
 
 
 def _report(device: str, scale: Scale, precision: Precision, systems: list[dict[str, Any]]) -> dict[str, Any]:
-    conditions = {"device": device_name(device), "scale": scale, "precision": precision, "machine": machine()}
-    return conditions | {"systems": systems}
+    return {
+        "command": ["hypervla", *sys.argv[1:]],
+        "commit": code_commit(),
+        "device": device_name(device),
+        "scale": scale,
+        "precision": precision,
+        "machine": machine(),
+        "systems": systems,
+    }
 
 
 def _cells(time: Mapping[str, Any] | None) -> list[str]:
