@@ -51,7 +51,7 @@ def linear(weights: Weights, name: str, x: Float[Tensor, "N *rest I"]) -> Float[
 
 def layer_norm(weights: Weights, name: str, x: Float[Tensor, "N *rest D"]) -> Float[Tensor, "N *rest D"]:
     """LayerNorm with a scale and bias of each leading entry's own."""
-    shape = (len(x),) + (1,) * (x.dim() - 2) + (x.shape[-1],)
+    shape = (x.shape[0],) + (1,) * (x.dim() - 2) + (x.shape[-1],)  # len() would fix N when it is exported
     normed = F.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPS)
     return normed * weights[f"{name}.scale"].view(shape) + weights[f"{name}.bias"].view(shape)
 
