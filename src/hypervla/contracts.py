@@ -124,6 +124,25 @@ class WeightLayout:
 
     specs: tuple[WeightSpec, ...]
 
+    @staticmethod
+    def from_json(rows: Sequence[Mapping[str, Any]]) -> WeightLayout:
+        """The inverse of `to_json`. Raises KeyError or TypeError for what is none."""
+        return WeightLayout(
+            tuple(
+                WeightSpec(
+                    row["name"],
+                    tuple(row["shape"]),
+                    row["kind"],
+                    tuple(row["fan"]) if row["fan"] else None,
+                    row["xavier"],
+                )
+                for row in rows
+            )
+        )
+
+    def to_json(self) -> list[dict[str, Any]]:
+        return [dict(vars(spec)) for spec in self.specs]
+
     @cached_property
     def size(self) -> int:
         return sum(spec.size for spec in self.specs)

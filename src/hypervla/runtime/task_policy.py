@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,17 +12,14 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from hypervla.contracts import ActionChunk, Observation, UserError, WeightLayout, WeightSpec
+from hypervla.contracts import ActionChunk, Observation, UserError, WeightLayout
 from hypervla.data.augment import resize
 from hypervla.data.normalize import Normalizer
 from hypervla.durable import write_atomically
 from hypervla.embodiment import Embodiment
+from hypervla.runtime.signature import UNSIGNED, is_whole, sign
 
 FORMAT = 1
-UNSIGNED = "0" * 64
-"""Stands in place of the file's own sha256 while that is computed."""
-SIGNATURE = re.compile(rb'\\"sha256\\": \\"([0-9a-f]{64})\\"')
-"""The sha256 in the header: JSON inside a JSON string, hence the backslashes."""
 
 
 @dataclass(frozen=True)
@@ -193,13 +188,9 @@ def to_bytes(weights: Float32[np.ndarray, " W"], layout: WeightLayout, card: Tas
     """A safetensors file: one tensor per generated weight, and the card, layout and file digest as metadata."""
     from safetensors.numpy import save
 
-    about = card.to_json() | {"format": FORMAT, "layout": [vars(spec) for spec in layout.specs], "sha256": UNSIGNED}
+    about = card.to_json() | {"format": FORMAT, "layout": layout.to_json(), "sha256": UNSIGNED}
     tensors = {name: np.ascontiguousarray(value) for name, value in layout.split(weights).items()}
-    unsigned = save(tensors, metadata={"hypervla": json.dumps(about, sort_keys=True)})
-    place = SIGNATURE.search(unsigned)
-    assert place is not None
-    digest = hashlib.sha256(unsigned).hexdigest().encode()
-    return unsigned[: place.start(1)] + digest + unsigned[place.end(1) :]
+    return sign(save(tensors, metadata={"hypervla": json.dumps(about, sort_keys=True)}))
 
 
 def from_bytes(data: bytes, source: Path) -> tuple[Float32[np.ndarray, " W"], WeightLayout, TaskPolicyCard]:
@@ -207,19 +198,12 @@ def from_bytes(data: bytes, source: Path) -> tuple[Float32[np.ndarray, " W"], We
     from safetensors.numpy import load
 
     header = data[8 : 8 + int.from_bytes(data[:8], "little")]
-    place = SIGNATURE.search(data)
-    unsigned = data[: place.start(1)] + UNSIGNED.encode() + data[place.end(1) :] if place else b""
-    if not place or hashlib.sha256(unsigned).hexdigest().encode() != place[1]:
+    if not is_whole(data):
         raise UserError(f"{source} is damaged or no task policy: compile it again, or copy it once more.")
     about = json.loads(json.loads(header)["__metadata__"]["hypervla"])
     if about["format"] != FORMAT:
         raise UserError(f"{source} is of task policy format {about['format']}, but this version reads {FORMAT}.")
-    layout = WeightLayout(tuple(_spec(row) for row in about["layout"]))
+    layout = WeightLayout.from_json(about["layout"])
     tensors = load(data)
     weights = np.concatenate([tensors[spec.name].reshape(-1) for spec in layout.specs])
     return weights, layout, TaskPolicyCard.from_json(about)
-
-
-def _spec(row: Mapping[str, Any]) -> WeightSpec:
-    fan = tuple(row["fan"]) if row["fan"] else None
-    return WeightSpec(row["name"], tuple(row["shape"]), row["kind"], fan, row["xavier"])
