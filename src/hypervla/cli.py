@@ -14,6 +14,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from hypervla.bench_commands import bench_app, info
 from hypervla.data_commands import data_app
+from hypervla.engine_commands import act_once, export
 from hypervla.options import Device, Flag, Out
 from hypervla.training_commands import pretrain, train
 from hypervla.weights_commands import weights_app
@@ -140,20 +141,25 @@ def compile_(
 
 @app.command
 def act(
-    checkpoint: Positional[str],
+    checkpoint: Positional[str | None] = None,
     /,
     *,
     suite: str = "metaworld",
-    task: str,
-    instruction: str,
-    video: Path,
+    task: str | None = None,
+    instruction: str | None = None,
+    video: Path | None = None,
     seed: int = 0,
     execution: Execution = "temporal-ensemble",
     device: Device = "cpu",
+    engine: Path | None = None,
+    policy: Path | None = None,
+    image: UseAppendAction[tuple[str, ...]] = (),
+    proprio: str | None = None,
 ) -> None:
-    """Try one sentence of your own in the simulator and film it.
+    """Try one sentence of your own in the simulator and film it; or, with an engine, decide on one image.
 
     Example: hypervla act embedded --task drawer-open-v3 --instruction "open the drawer" --video out.mp4
+    Example: hypervla act --engine engine.onnx --policy drawer.policy.safetensors --image frame.png
 
     Args:
         checkpoint: Folder of a checkpoint, or the name of a shipped one.
@@ -162,7 +168,22 @@ def act(
         instruction: One sentence saying what the robot should do.
         video: Film to write (mp4).
         seed: Which scene of the task; never one that was trained on.
+        engine: An exported engine; its actions on --image are printed as JSON. Needs no PyTorch.
+        policy: The task policy that the engine runs, from hypervla compile.
+        image: What a camera sees now, at its size; with several cameras once for each, as NAME=FILE.
+        proprio: The robot's own state, numbers with commas between.
     """
+    from hypervla.contracts import UserError
+
+    if engine is not None:
+        if checkpoint is not None:
+            raise UserError("An engine acts without a checkpoint: leave out one of them.")
+        act_once(engine, policy, image, proprio)
+        return
+    if checkpoint is None or task is None or instruction is None or video is None:
+        raise UserError(
+            "Say what acts: a checkpoint with --task, --instruction and --video, or --engine, --policy and --image."
+        )
     from hypervla.arguments import check_device, find_checkpoint
     from hypervla.evaluation import rollout
     from hypervla.evaluation.suites import suite as find_suite
@@ -245,6 +266,7 @@ def evaluate(
     console.print(f"The report is in {page}", soft_wrap=True)
 
 
+app.command(export)
 app.command(info)
 app.command(weights_app, name="weights", help="Published weights into checkpoints, and back.")
 app.command(bench_app, name="bench", help="Time the models beside the papers' figures.")

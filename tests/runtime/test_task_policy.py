@@ -20,8 +20,8 @@ from hypervla import checkpoint
 from hypervla.contracts import Observation, UserError
 from hypervla.data.normalize import Robot
 from hypervla.runtime.compiler import Compiler, load
-from hypervla.runtime.engines import TorchEngine
 from hypervla.runtime.task_policy import Engine, Prediction, TaskPolicy, from_bytes, preprocess, stack, to_bytes
+from hypervla.runtime.torch_engine import TorchEngine
 
 SENTENCE = "find the goal"
 

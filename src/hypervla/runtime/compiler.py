@@ -12,9 +12,9 @@ from hypervla import checkpoint
 from hypervla.contracts import Image, TaskContext
 from hypervla.data.normalize import Robot
 from hypervla.models.hypervla import HyperVLA
-from hypervla.runtime.engines import TorchEngine
 from hypervla.runtime.monolithic import Teller
 from hypervla.runtime.task_policy import TaskPolicy, TaskPolicyCard, preprocess
+from hypervla.runtime.torch_engine import TorchEngine
 
 
 class Compiler:

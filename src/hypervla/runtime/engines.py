@@ -1,56 +1,158 @@
-"""Engines run the shared backbone and the base policy on given weights. Eager PyTorch is the reference."""
+"""Exported engines: the control step as a graph in a file, run without PyTorch. `runtime/export.py` writes them.
+
+The weights of a task policy are an input of the graph, so one file serves every task of its backbone, and any number
+of them in one call.
+"""
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
-import torch
 from jaxtyping import Float32, UInt8
-from torch import nn
 
-from hypervla import checkpoint
-from hypervla.models.generated import fixed_noise
-from hypervla.models.hypervla import HyperVLAConfig
+from hypervla.contracts import UserError, WeightLayout
+from hypervla.runtime.signature import UNSIGNED, is_whole
 from hypervla.runtime.task_policy import Prediction
 
+FORMAT = 1
+CARD = "hypervla"
+"""Under this name a graph carries its card."""
+INPUTS, OUTPUT = ("images", "weights", "proprio"), "chunks"
+Runtime = Literal["onnx", "openvino"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+ENDINGS: Mapping[Runtime, str] = {"onnx": ".onnx", "openvino": ".xml"}
 
-class TorchEngine:
-    """Eager PyTorch; an Engine."""
 
-    def __init__(self, backbone: nn.Module, config: HyperVLAConfig, backbone_digest: str, device: str) -> None:
-        self.backbone, self.policy = backbone, config.base_policy()
-        self.backbone_digest, self.layout = backbone_digest, self.policy.layout
-        self.image_size = config.backbone.image_size
-        self.reads_proprio = config.policy.proprio_size > 0
-        self.device = torch.device(device)
+@dataclass(frozen=True)
+class EngineCard:
+    """Everything about an exported engine but its graph."""
+
+    runtime: Runtime
+    precision: Precision
+    backbone_digest: str
+    checkpoint_digest: str
+    layout: WeightLayout
+    image_size: int
+    cameras: int
+    proprio_size: int
+    checked: Mapping[str, Any]
+    """How far its actions were from those of eager PyTorch when it was built, and on what."""
+    versions: Mapping[str, str]
+    """Of the packages that wrote it."""
+    constants_sha256: str | None = None
+    """Of the file with the constants, where the graph does not hold them."""
+
+    @property
+    def reads_proprio(self) -> bool:
+        return self.proprio_size > 0
+
+    def to_json(self) -> str:
+        """JSON with room for the file's own sha256."""
+        about = vars(self) | {"layout": self.layout.to_json(), "format": FORMAT, "sha256": UNSIGNED}
+        return json.dumps(about, sort_keys=True)
 
     @staticmethod
-    def load(folder: Path, device: str = "cpu") -> TorchEngine:
-        """The engine of a checkpoint, without its hypernetwork. Raises UserError for a damaged checkpoint."""
-        backbone, about, digest = checkpoint.load_backbone(folder, device)
-        return TorchEngine(backbone, about.hypervla(), digest, device)
+    def from_json(text: str, source: Path) -> EngineCard:
+        """The inverse of `to_json`. Raises UserError for a card of another version."""
+        about = json.loads(text)
+        if about.pop("format") != FORMAT:
+            raise UserError(f"{source} is an engine of another version of hypervla: export it again.")
+        about.pop("sha256")
+        return EngineCard(**about | {"layout": WeightLayout.from_json(about["layout"])})
 
-    @torch.inference_mode()
+
+class ExportedEngine:
+    """A graph that was opened; an Engine. `infer` runs it on named arrays."""
+
+    def __init__(self, card: EngineCard, infer: Callable[[Mapping[str, np.ndarray]], np.ndarray]) -> None:
+        self.card, self._infer = card, infer
+        self.backbone_digest, self.layout = card.backbone_digest, card.layout
+        self.image_size, self.reads_proprio = card.image_size, card.reads_proprio
+
     def run(
         self,
         weights: Float32[np.ndarray, "N W"],
         images: UInt8[np.ndarray, "N C h w 3"],
         proprio: Float32[np.ndarray, "N P"] | None,
     ) -> Prediction:
-        """Normalised chunks of N task policies, each on its own observation."""
+        """Normalised chunks of N task policies, each on its own observation. The graph is one piece, so all of its time
+        counts as the backbone's."""
         began = time.perf_counter()
-        pixels = torch.from_numpy(images).to(self.device)
-        tokens = self.backbone(pixels.flatten(0, 1))[0].unflatten(0, images.shape[:2]).flatten(1, 2).unsqueeze(1)
-        self._finish()
-        middle = time.perf_counter()
-        state = None if proprio is None else torch.from_numpy(proprio).to(self.device).unsqueeze(1)
-        named = self.layout.split(torch.from_numpy(weights).to(self.device))
-        chunks = self.policy.act(named, tokens, state, fixed_noise(self.device))[:, 0].cpu().numpy()
-        return Prediction(chunks, middle - began, time.perf_counter() - middle)
+        given = {"images": images, "weights": weights, "proprio": proprio}
+        chunks = self._infer({name: np.ascontiguousarray(x) for name, x in given.items() if x is not None})
+        return Prediction(chunks, time.perf_counter() - began, 0.0)
 
-    def _finish(self) -> None:
-        """Wait for the device, so that the stages are timed as they ran."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+
+def open_engine(path: Path, threads: int | None = None) -> ExportedEngine:
+    """The engine in a file that `hypervla export` wrote; `threads` of the processor, or as many as it has.
+
+    Raises UserError for a file that is damaged or no engine, or that the installed runtime cannot run.
+    """
+    openers = {ENDINGS["onnx"]: _open_onnx, ENDINGS["openvino"]: _open_openvino}
+    if path.suffix not in openers:
+        raise UserError(f"'{path}' is no engine: the files that hypervla export writes end in {' or '.join(openers)}.")
+    if not path.is_file():
+        raise UserError(f"There is no engine '{path}': write one with hypervla export.")
+    return openers[path.suffix](path, threads)
+
+
+def _open_onnx(path: Path, threads: int | None) -> ExportedEngine:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what is wrong is said below, in one sentence
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    data = _checked(path)
+    try:
+        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's classes derive from nothing narrower
+        raise _unfit(path, f"ONNX Runtime {onnxruntime.__version__}", error) from error
+    card = EngineCard.from_json(session.get_modelmeta().custom_metadata_map[CARD], path)
+    return ExportedEngine(card, lambda given: np.asarray(session.run([OUTPUT], dict(given))[0]))
+
+
+def _open_openvino(path: Path, threads: int | None) -> ExportedEngine:
+    import openvino
+
+    _checked(path)
+    constants = path.with_suffix(".bin")
+    if not constants.is_file():
+        raise UserError(f"{constants} is missing: it holds the constants of {path.name}, copy both.")
+    core, limits = openvino.Core(), {} if threads is None else {"INFERENCE_NUM_THREADS": threads}
+    try:
+        graph = core.read_model(path)
+        card = EngineCard.from_json(graph.get_rt_info([CARD]).astype(str), path)
+        _check_constants(constants, card)
+        hint = "bf16" if card.precision == "bf16" else "f32"
+        settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": hint} | limits
+        request = core.compile_model(graph, "CPU", settings).create_infer_request()
+    except RuntimeError as error:
+        raise _unfit(path, f"OpenVINO {openvino.__version__}", error) from error
+    return ExportedEngine(card, lambda given: request.infer(dict(given))[0].copy())
+
+
+def _check_constants(path: Path, card: EngineCard) -> None:
+    import hashlib
+
+    if hashlib.sha256(path.read_bytes()).hexdigest() != card.constants_sha256:
+        raise UserError(f"{path} is damaged or of another engine: export it again, or copy it once more.")
+
+
+def _checked(path: Path) -> bytes:
+    """The file, if it is all that was written. Raises UserError."""
+    data = path.read_bytes()
+    if not is_whole(data):
+        raise UserError(f"{path} is damaged or no engine of hypervla: export it again, or copy it once more.")
+    return data
+
+
+def _unfit(path: Path, runtime: str, error: Exception) -> UserError:
+    said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return UserError(f"{runtime} cannot run {path} ({said}): export it again with the versions installed here.")

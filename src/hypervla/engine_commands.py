@@ -1,0 +1,81 @@
+"""`hypervla export`, and `hypervla act` on a robot: engines written, and one run on one image."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from hypervla.contracts import UserError
+from hypervla.options import Device, Out
+from hypervla.runtime.engines import Precision, Runtime
+
+FRAMES = 32
+"""Observations that an engine is checked on."""
+
+
+def export(
+    checkpoint: Positional[str],
+    /,
+    *,
+    engine: Runtime,
+    out: Out,
+    precision: Precision = "fp32",
+    data: str | None = None,
+    robot: str | None = None,
+    device: Device = "cpu",
+) -> None:
+    """Write a checkpoint's control step as a graph that runs without PyTorch, for every task policy of its backbone.
+
+    Example: hypervla export embedded --engine onnx --data data/mt10 -o metaworld.onnx
+
+    Args:
+        checkpoint: Folder of a checkpoint, or the name of a shipped one.
+        engine: What will run it.
+        out: File to write; with OpenVINO its constants are written beside it.
+        precision: What the engine computes in.
+        data: A dataset whose frames the engine is checked on beside PyTorch; noise is used without one.
+        robot: Which of the robots the checkpoint was trained on, when there are several.
+    """
+    from hypervla.arguments import check_device, find_checkpoint
+    from hypervla.data.opening import open_dataset
+    from hypervla.runtime.compiler import load_compiler
+    from hypervla.runtime.export import export as write
+    from hypervla.runtime.frames import random_frames, recorded_frames
+
+    compiler = load_compiler(find_checkpoint(checkpoint), check_device(device), robot)
+    frames = random_frames(compiler, FRAMES) if data is None else recorded_frames(compiler, open_dataset(data), FRAMES)
+    card = write(compiler, out, engine, precision, frames)
+    found = card.checked
+    print(
+        f"Wrote {out}: on {found['of']} its actions differ from PyTorch's by {found['p99']:.1e} of their range at the "
+        f"99th percentile, {found['max']:.1e} at most."
+    )
+
+
+def act_once(engine: Path, policy: Path | None, images: Sequence[str], proprio: str | None) -> None:
+    """Print the chunk for one observation as JSON. Nothing of it needs PyTorch."""
+    import numpy as np
+
+    from hypervla.arguments import read_images
+    from hypervla.contracts import Observation
+    from hypervla.runtime.engines import open_engine
+    from hypervla.runtime.task_policy import TaskPolicy
+
+    if policy is None:
+        raise UserError("An engine needs the weights of a task: give --policy FILE, which hypervla compile writes.")
+    loaded = TaskPolicy.load(policy, open_engine(engine))
+    seen = read_images(images, loaded.embodiment)
+    try:
+        state = None if proprio is None else np.array([float(word) for word in proprio.split(",")], np.float32)
+    except ValueError:
+        raise UserError(f"--proprio wants numbers with commas between, but '{proprio}' came.") from None
+    chunk = loaded.act(Observation(seen, state))
+    answer = {
+        "instruction": loaded.instruction,
+        "action_names": list(loaded.embodiment.action_names),
+        "actions": chunk.actions.tolist(),
+    }
+    print(json.dumps(answer))

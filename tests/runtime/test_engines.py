@@ -1,0 +1,248 @@
+"""Exported engines: what eager PyTorch computes, for every task policy of the backbone, and nothing damaged."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pytest
+from packaging.requirements import Requirement
+from PIL import Image
+from tests import tiny
+from tests.conformance.policy import check_policy
+
+from hypervla import cli
+from hypervla.contracts import TaskContext, UserError
+from hypervla.models.action_head import LinearHead
+from hypervla.models.diffusion import DiffusionHead
+from hypervla.models.hypernetwork import HypernetworkConfig
+from hypervla.runtime import export as exporting
+from hypervla.runtime.compiler import Compiler, load
+from hypervla.runtime.engines import ENDINGS, ExportedEngine, Runtime, open_engine
+from hypervla.runtime.export import export
+from hypervla.runtime.frames import random_frames
+from hypervla.runtime.task_policy import Engine, TaskPolicy, stack
+
+pytestmark = pytest.mark.traced
+RUNTIMES: tuple[Runtime, ...] = ("onnx", "openvino")
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Runtime, Path]:
+    """One engine for each runtime."""
+    folder, compiler = tmp_path_factory.mktemp("engines"), load(checkpoint_folder)
+    paths = {runtime: folder / f"engine{ENDINGS[runtime]}" for runtime in RUNTIMES}
+    for runtime, path in paths.items():
+        export(compiler, path, runtime, "fp32", random_frames(compiler, 4))
+    assert {path.name for path in folder.iterdir()} == {"engine.onnx", "engine.xml", "engine.bin"}, "no draft is left"
+    return paths
+
+
+@pytest.fixture(params=RUNTIMES)
+def path(request: pytest.FixtureRequest, exported: dict[Runtime, Path]) -> Path:
+    return exported[request.param]
+
+
+@pytest.fixture
+def kept(path: Path) -> Iterator[Path]:
+    """The engine's file, put back afterwards as it was."""
+    files = {file: file.read_bytes() for file in path.parent.iterdir()}
+    yield path
+    for file, data in files.items():
+        file.write_bytes(data)
+
+
+def policies(compiler: Compiler, count: int) -> list[TaskPolicy]:
+    sentences = [tiny.INSTRUCTIONS[i % len(tiny.INSTRUCTIONS)] for i in range(count)]
+    return compiler.compile_many([TaskContext(s, tiny.observation(i).images) for i, s in enumerate(sentences)])
+
+
+def bound(policy: TaskPolicy, engine: ExportedEngine) -> TaskPolicy:
+    """The same task policy on another engine."""
+    return TaskPolicy(policy.weights, policy.card, engine)
+
+
+def test_it_is_an_engine(path: Path, compiler: Compiler) -> None:
+    engine = open_engine(path)
+    assert isinstance(engine, Engine)
+    assert engine.layout == compiler.engine.layout
+    assert engine.card.checkpoint_digest == compiler.digest
+    assert engine.card.checked["frames"] == 4
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_any_number_of_task_policies_act_as_in_eager_pytorch(path: Path, compiler: Compiler, count: int) -> None:
+    eager, engine = policies(compiler, count), open_engine(path, threads=1)
+    observations = [tiny.observation(100 + i) for i in range(count)]
+    wanted = stack(eager).act(observations)
+    found = stack([bound(policy, engine) for policy in eager]).act(observations)
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(one.actions, other.actions, atol=1e-5)
+    assert not np.allclose(found[0].actions, found[-1].actions, atol=1e-3) or count == 1
+
+
+def test_its_policies_keep_the_contract(path: Path, compiler: Compiler) -> None:
+    engine, (policy,) = open_engine(path), policies(compiler, 1)
+    check_policy(lambda: bound(policy, engine), tiny.observation)
+
+
+def test_another_checkpoints_policy_is_refused(path: Path, text_folder: Path, tmp_path: Path) -> None:
+    tiny.save_checkpoint(tmp_path, tiny.convolutional(text_folder), seed=1)
+    foreign = load(tmp_path).compile("find the goal", tiny.observation().images)
+    with pytest.raises(UserError, match="belongs to the backbone"):
+        bound(foreign, open_engine(path))
+
+
+def test_a_flipped_byte_anywhere_is_refused(kept: Path) -> None:
+    data = kept.read_bytes()
+    for place in np.linspace(0, len(data) - 1, 40).astype(int):
+        kept.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        with pytest.raises(UserError, match="is damaged or no engine"):
+            open_engine(kept)
+
+
+def test_half_an_engine_is_refused(kept: Path) -> None:
+    kept.write_bytes(kept.read_bytes()[: kept.stat().st_size // 2])
+    with pytest.raises(UserError, match="is damaged or no engine"):
+        open_engine(kept)
+
+
+def test_openvinos_constants_belong_to_their_graph(exported: dict[Runtime, Path], tmp_path: Path) -> None:
+    graph = tmp_path / "engine.xml"
+    graph.write_bytes(exported["openvino"].read_bytes())
+    with pytest.raises(UserError, match="engine.bin is missing"):
+        open_engine(graph)
+    constants = bytearray(exported["openvino"].with_suffix(".bin").read_bytes())
+    constants[len(constants) // 2] ^= 1
+    graph.with_suffix(".bin").write_bytes(constants)
+    with pytest.raises(UserError, match="engine.bin is damaged or of another engine"):
+        open_engine(graph)
+
+
+@pytest.mark.parametrize(("name", "match"), [("engine.trt", "is no engine"), ("gone.onnx", "There is no engine")])
+def test_what_is_no_engine_is_refused(tmp_path: Path, name: str, match: str) -> None:
+    (tmp_path / "engine.trt").touch()
+    with pytest.raises(UserError, match=match):
+        open_engine(tmp_path / name)
+
+
+def test_a_runtime_that_cannot_run_the_graph_says_so(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hypervla.runtime import engines
+
+    monkeypatch.setattr(engines, "is_whole", lambda data: True)
+    kept.write_bytes(b"not a graph")
+    with pytest.raises(UserError, match=r"(ONNX Runtime|OpenVINO) \S+ cannot run .*: export it again"):
+        open_engine(kept)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_an_engine_that_acts_otherwise_is_not_written(
+    compiler: Compiler, tmp_path: Path, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Wrong(exporting.ControlStep):
+        def forward(self, images, weights, proprio=None):
+            return 1.1 * super().forward(images, weights, proprio)
+
+    monkeypatch.setattr(exporting, "ControlStep", Wrong)
+    with pytest.raises(UserError, match="The engine was not written: on 4 images of noise its actions differ"):
+        export(compiler, tmp_path / f"engine{ENDINGS[runtime]}", runtime, "fp32", random_frames(compiler, 4))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_or_a_precision_that_does_not_fit_is_refused(compiler: Compiler, tmp_path: Path) -> None:
+    frames = random_frames(compiler, 1)
+    with pytest.raises(UserError, match="a file that ends in .xml"):
+        export(compiler, tmp_path / "engine.onnx", "openvino", "fp32", frames)
+    with pytest.raises(UserError, match="onnx has no bf16 engines here, only fp32"):
+        export(compiler, tmp_path / "engine.onnx", "onnx", "bf16", frames)
+
+
+@pytest.mark.parametrize(
+    "head", [LinearHead(2, 3), DiffusionHead(horizon=2, action_size=3, steps=3, time=8, hidden=8, blocks=1)]
+)
+def test_every_head_is_exported(text_folder: Path, tmp_path: Path, head) -> None:
+    heads = HypernetworkConfig(width=8, layers=1, heads=2, mlp=16, initialisation="variance")
+    tiny.save_checkpoint(
+        tmp_path / "checkpoint", replace(tiny.convolutional(text_folder, hypernetwork=heads), head=head)
+    )
+    compiler = load(tmp_path / "checkpoint")
+    card = export(compiler, tmp_path / "engine.onnx", "onnx", "fp32", random_frames(compiler, 4))
+    assert card.reads_proprio
+    (policy,) = policies(compiler, 1)
+    found = bound(policy, open_engine(tmp_path / "engine.onnx")).act(tiny.observation(7))
+    np.testing.assert_allclose(found.actions, policy.act(tiny.observation(7)).actions, atol=1e-5)
+
+
+def light_environment(folder: Path, extra: str) -> Path:
+    """What `pip install hypervla[EXTRA]` brings and nothing else, as links to what is installed here."""
+    todo, done = [("hypervla", {extra})], set()
+    while todo:
+        name, extras = todo.pop()
+        if name in done:
+            continue
+        done.add(name)
+        found = metadata.distribution(name)
+        for word in found.requires or []:
+            wanted = Requirement(word)
+            if wanted.marker is None or any(wanted.marker.evaluate({"extra": e}) for e in (extras or {""})):
+                todo.append((wanted.name, set(wanted.extras)))
+        if name != "hypervla":
+            for top in {file.parts[0] for file in found.files or [] if file.parts[0] not in ("..", "__pycache__")}:
+                if not (folder / top).exists():
+                    (folder / top).symlink_to(found.locate_file(top))
+    return folder
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_robot_acts_without_pytorch(
+    exported: dict[Runtime, Path], compiler: Compiler, repository: Path, tmp_path: Path, runtime: Runtime
+) -> None:
+    (policy,) = policies(compiler, 1)
+    policy.save(tmp_path / "task.safetensors")
+    observation = tiny.observation(3)
+    Image.fromarray(observation.images["top"]).save(tmp_path / "frame.png")
+    (tmp_path / "site").mkdir()
+    site = light_environment(tmp_path / "site", runtime)
+    (site / "hypervla").symlink_to(repository / "src/hypervla")
+    command = ["act", "--engine", str(exported[runtime]), "--policy", str(tmp_path / "task.safetensors")]
+    command += ["--image", str(tmp_path / "frame.png"), "--proprio", ",".join(map(str, observation.proprio))]
+    program = f"""
+import importlib.util, sys
+assert importlib.util.find_spec("torch") is None
+from hypervla import cli
+cli.main({command!r})
+assert not [name for name in sys.modules if name.split(".")[0] in ("torch", "transformers", "onnx")]
+"""
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", program], env={"PYTHONPATH": str(site)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    np.testing.assert_allclose(answer["actions"], policy.act(observation).actions, atol=1e-5)
+    assert answer["action_names"] == list(compiler.embodiment.action_names)
+
+
+def test_the_command_writes_an_engine(checkpoint_folder: Path, tmp_path: Path, capsys) -> None:
+    cli.main(["export", str(checkpoint_folder), "--engine", "onnx", "-o", str(tmp_path / "a.onnx")])
+    assert "on 32 images of noise its actions differ from PyTorch's by" in capsys.readouterr().out
+    assert open_engine(tmp_path / "a.onnx").card.precision == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (["--engine", "e.onnx"], "give --policy FILE"),
+        (["embedded", "--engine", "e.onnx"], "leave out one of them"),
+        ([], "Say what acts"),
+    ],
+)
+def test_what_to_act_with_has_to_be_said(words: list[str], match: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["act", *words])
+    assert match in capsys.readouterr().err
