@@ -12,8 +12,8 @@ from hypervla.contracts import UserError
 from hypervla.options import Device, Out
 from hypervla.runtime.engines import Precision, Runtime
 
-FRAMES = 32
-"""Observations that an engine is checked on."""
+FRAMES, CALIBRATION = 64, 300
+"""Observations that an engine is checked on, and others that eight bits are calibrated with."""
 
 
 def export(
@@ -24,6 +24,7 @@ def export(
     out: Out,
     precision: Precision = "fp32",
     data: str | None = None,
+    tolerance: float | None = None,
     robot: str | None = None,
     device: Device = "cpu",
 ) -> None:
@@ -36,7 +37,10 @@ def export(
         engine: What will run it.
         out: File to write; with OpenVINO its constants are written beside it.
         precision: What the engine computes in.
-        data: A dataset whose frames the engine is checked on beside PyTorch; noise is used without one.
+        data: A dataset whose frames the engine is checked on beside PyTorch, and int8 calibrated with; noise is used to
+            check without one.
+        tolerance: Largest difference of an action, as a share of its range at the 99th percentile; 1e-4 for fp32 and
+            1e-2 for the others when not given.
         robot: Which of the robots the checkpoint was trained on, when there are several.
     """
     from hypervla.arguments import check_device, find_checkpoint
@@ -46,8 +50,15 @@ def export(
     from hypervla.runtime.frames import random_frames, recorded_frames
 
     compiler = load_compiler(find_checkpoint(checkpoint), check_device(device), robot)
-    frames = random_frames(compiler, FRAMES) if data is None else recorded_frames(compiler, open_dataset(data), FRAMES)
-    card = write(compiler, out, engine, precision, frames)
+    calibration = None
+    if data is None:
+        frames = random_frames(compiler, FRAMES)
+    else:
+        reader = open_dataset(data)
+        frames = recorded_frames(compiler, reader, FRAMES, seed=1)
+        if precision == "int8":
+            calibration = recorded_frames(compiler, reader, CALIBRATION)
+    card = write(compiler, out, engine, precision, frames, calibration=calibration, tolerance=tolerance)
     found = card.checked
     print(
         f"Wrote {out}: on {found['of']} its actions differ from PyTorch's by {found['p99']:.1e} of their range at the "

@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from packaging.requirements import Requirement
 from PIL import Image
@@ -23,8 +24,9 @@ from hypervla.models.action_head import LinearHead
 from hypervla.models.diffusion import DiffusionHead
 from hypervla.models.hypernetwork import HypernetworkConfig
 from hypervla.runtime import export as exporting
+from hypervla.runtime import graph as graphs
 from hypervla.runtime.compiler import Compiler, load
-from hypervla.runtime.engines import ENDINGS, ExportedEngine, Runtime, open_engine
+from hypervla.runtime.engines import ENDINGS, ExportedEngine, Precision, Runtime, open_engine
 from hypervla.runtime.export import export
 from hypervla.runtime.frames import random_frames
 from hypervla.runtime.task_policy import Engine, TaskPolicy, stack
@@ -145,12 +147,14 @@ def test_a_runtime_that_cannot_run_the_graph_says_so(kept: Path, monkeypatch: py
 def test_an_engine_that_acts_otherwise_is_not_written(
     compiler: Compiler, tmp_path: Path, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Wrong(exporting.ControlStep):
+    class Wrong(graphs.ControlStep):
         def forward(self, images, weights, proprio=None):
             return 1.1 * super().forward(images, weights, proprio)
 
     monkeypatch.setattr(exporting, "ControlStep", Wrong)
-    with pytest.raises(UserError, match="The engine was not written: on 4 images of noise its actions differ"):
+    with pytest.raises(
+        UserError, match="The engine was not written: on 4 images of noise its actions"
+    ):
         export(compiler, tmp_path / f"engine{ENDINGS[runtime]}", runtime, "fp32", random_frames(compiler, 4))
     assert not list(tmp_path.iterdir())
 
@@ -159,8 +163,26 @@ def test_a_name_or_a_precision_that_does_not_fit_is_refused(compiler: Compiler, 
     frames = random_frames(compiler, 1)
     with pytest.raises(UserError, match="a file that ends in .xml"):
         export(compiler, tmp_path / "engine.onnx", "openvino", "fp32", frames)
-    with pytest.raises(UserError, match="onnx has no bf16 engines here, only fp32"):
+    with pytest.raises(UserError, match="onnx has no bf16 engines here, only fp32, int8"):
         export(compiler, tmp_path / "engine.onnx", "onnx", "bf16", frames)
+    with pytest.raises(UserError, match="Eight bits need frames"):
+        export(compiler, tmp_path / "engine.onnx", "onnx", "int8", frames)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "precision"), [("onnx", "int8"), ("openvino", "int8"), ("openvino", "bf16"), ("openvino", "fp16")]
+)
+def test_fewer_bits_change_actions_a_little(
+    compiler: Compiler, tmp_path: Path, runtime: Runtime, precision: Precision
+) -> None:
+    path = tmp_path / f"engine{ENDINGS[runtime]}"
+    frames, others = random_frames(compiler, 8), random_frames(compiler, 8, seed=1)
+    card = export(compiler, path, runtime, precision, frames, calibration=others, tolerance=0.05)
+    assert 0 < card.checked["p99"] < 0.05
+    assert open_engine(path).card == replace(card, constants_sha256=open_engine(path).card.constants_sha256)
+    if precision == "int8" and runtime == "onnx":
+        kinds = {node.op_type for node in onnx.load(path).graph.node}
+        assert "QuantizeLinear" in kinds
 
 
 @pytest.mark.parametrize(
@@ -230,7 +252,7 @@ assert not [name for name in sys.modules if name.split(".")[0] in ("torch", "tra
 
 def test_the_command_writes_an_engine(checkpoint_folder: Path, tmp_path: Path, capsys) -> None:
     cli.main(["export", str(checkpoint_folder), "--engine", "onnx", "-o", str(tmp_path / "a.onnx")])
-    assert "on 32 images of noise its actions differ from PyTorch's by" in capsys.readouterr().out
+    assert "on 64 images of noise its actions differ from PyTorch's by" in capsys.readouterr().out
     assert open_engine(tmp_path / "a.onnx").card.precision == "fp32"
 
 

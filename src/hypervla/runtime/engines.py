@@ -26,6 +26,8 @@ CARD = "hypervla"
 INPUTS, OUTPUT = ("images", "weights", "proprio"), "chunks"
 Runtime = Literal["onnx", "openvino"]
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
+HINTS: Mapping[Precision, str] = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}
+"""What OpenVINO computes in where it has a choice."""
 ENDINGS: Mapping[Runtime, str] = {"onnx": ".onnx", "openvino": ".xml"}
 
 
@@ -130,8 +132,7 @@ def _open_openvino(path: Path, threads: int | None) -> ExportedEngine:
         graph = core.read_model(path)
         card = EngineCard.from_json(graph.get_rt_info([CARD]).astype(str), path)
         _check_constants(constants, card)
-        hint = "bf16" if card.precision == "bf16" else "f32"
-        settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": hint} | limits
+        settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": HINTS[card.precision]} | limits
         request = core.compile_model(graph, "CPU", settings).create_infer_request()
     except RuntimeError as error:
         raise _unfit(path, f"OpenVINO {openvino.__version__}", error) from error

@@ -27,6 +27,11 @@ class Frames:
     def __len__(self) -> int:
         return len(self.images)
 
+    def named(self, i: int) -> dict[str, np.ndarray]:
+        """One of them, as a batch by the names of an engine's inputs."""
+        named = zip(("weights", "images", "proprio"), self.row(i), strict=True)
+        return {name: value for name, value in named if value is not None}
+
     def row(self, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """One of them, as a batch."""
         one = slice(i, i + 1)

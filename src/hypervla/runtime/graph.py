@@ -1,0 +1,121 @@
+"""The control step as an ONNX graph: in float32, and in eight bits."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from hypervla.models.diffusion import DiffusionHead
+from hypervla.models.generated import fixed_noise
+from hypervla.runtime.engines import INPUTS, OUTPUT, EngineCard
+from hypervla.runtime.frames import Frames
+from hypervla.runtime.torch_engine import TorchEngine
+
+OPSET = 20
+MOST = 4096
+"""Task policies that fit one call of an engine."""
+
+
+class ControlStep(nn.Module):
+    """One control step of N task policies: what is exported."""
+
+    def __init__(self, engine: TorchEngine) -> None:
+        super().__init__()
+        self.backbone, self.policy, self.layout = engine.backbone, engine.policy, engine.layout
+        self.noise: Tensor | None
+        head, noise = self.policy.head, None
+        if isinstance(head, DiffusionHead):  # a graph draws nothing: the noise that acting always takes is a constant
+            noise = torch.randn(head.steps, 1, 1, head.outputs, generator=fixed_noise(torch.device("cpu")))
+        self.register_buffer("noise", noise, persistent=False)
+
+    def forward(
+        self,
+        images: UInt8[Tensor, "N C h w 3"],
+        weights: Float[Tensor, "N W"],
+        proprio: Float[Tensor, "N P"] | None = None,
+    ) -> Float[Tensor, "N H A"]:
+        """Normalised chunks."""
+        cells = self.backbone(images.flatten(0, 1))[0]
+        tokens = cells.unflatten(0, images.shape[:2]).flatten(1, 2).unsqueeze(1)
+        named, state = self.layout.split(weights), None if proprio is None else proprio.unsqueeze(1)
+        head = self.policy.head
+        if self.noise is None or not isinstance(head, DiffusionHead):
+            return self.policy.act(named, tokens, state)[:, 0]
+        features = self.policy.features(named, tokens, state)
+        return head.sample(named, features, self.noise.expand(-1, images.shape[0], -1, -1))[:, 0]
+
+
+def to_onnx(step: ControlStep, card: EngineCard) -> Any:
+    """The control step as an ONNX model with N free."""
+    images = torch.zeros(2, card.cameras, card.image_size, card.image_size, 3, dtype=torch.uint8)
+    given = [images, torch.zeros(2, card.layout.size)]
+    if card.reads_proprio:
+        given.append(torch.zeros(2, card.proprio_size))
+    count = torch.export.Dim("N", min=1, max=MOST)
+    with torch.inference_mode(), _quiet():
+        program = torch.onnx.export(
+            step,
+            tuple(given),
+            dynamo=True,
+            verbose=False,
+            opset_version=OPSET,
+            dynamic_shapes=tuple({0: count} for _ in given),
+            input_names=list(INPUTS[: len(given)]),
+            output_names=[OUTPUT],
+        )
+    assert program is not None
+    return program.model_proto
+
+
+def quantised(graph: Any, frames: Frames) -> Any:
+    """The graph with its backbone in eight bits (NNCF, after training). The base policy stays as it is: its weights are
+    not known yet, and it is a small part of the work.
+
+    Activations keep the whole range that the frames show: the mean of their extremes, which is NNCF's default, cuts off
+    what a few frames need (docs/log.md).
+    """
+    import nncf
+    from nncf.quantization.range_estimator import RangeEstimatorParametersSet
+
+    logging.getLogger("nncf").setLevel(logging.ERROR)
+    with _quiet():
+        return nncf.quantize(
+            graph,
+            nncf.Dataset([frames.named(i) for i in range(len(frames))]),
+            subset_size=len(frames),
+            ignored_scope=nncf.IgnoredScope(names=_downstream(graph, set(INPUTS[1:]))),
+            advanced_parameters=nncf.AdvancedQuantizationParameters(
+                activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX
+            ),
+        )
+
+
+def _downstream(graph: Any, inputs: set[str]) -> list[str]:
+    """The nodes that anything of these inputs reaches."""
+    reached, nodes = set(inputs), []
+    for node in graph.graph.node:  # in an order in which they can be computed
+        if reached & set(node.input):
+            nodes.append(node.name)
+            reached |= set(node.output)
+    return nodes
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's remarks on packages that are not installed and on its own insides."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
