@@ -50,6 +50,30 @@ def test_many_contexts_at_once_equal_one_by_one(compiler: Compiler) -> None:
         assert policy.instruction == context.instruction
 
 
+def test_the_same_context_is_compiled_once(compiler: Compiler, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    generate = compiler.model.generate
+    monkeypatch.setattr(compiler.model, "generate", lambda *given: asked.append(len(given[0])) or generate(*given))
+    contexts = [TaskContext(s, {"top": image}) for s in ("find the goal", "flee") for image in (IMAGE, 255 - IMAGE)]
+    first = compiler.compile_many(contexts)
+    again = compiler.compile_many([*contexts[::-1], contexts[0]])
+    assert asked == [4], "one call for all that was new"
+    assert (compiler.remembered.hits, compiler.remembered.misses) == (5, 4)
+    for one, other in zip([*first[::-1], first[0]], again, strict=True):
+        assert np.array_equal(one.weights, other.weights)
+        assert one.instruction == other.instruction
+
+
+def test_a_remembered_sentence_costs_no_call_of_the_text_encoder(
+    compiler: Compiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler.compile("find the goal", IMAGE)
+    monkeypatch.setattr(compiler.model.instruction_encoder, "model", None)
+    compiler.compile("find the goal", 255 - IMAGE)
+    with pytest.raises(AttributeError):
+        compiler.compile("flee", IMAGE)
+
+
 def test_the_only_camera_needs_no_name(compiler: Compiler) -> None:
     named, unnamed = (compiler.compile("find the goal", images) for images in ({"top": IMAGE}, IMAGE))
     assert np.array_equal(named.weights, unnamed.weights)

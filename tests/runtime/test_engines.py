@@ -152,9 +152,7 @@ def test_an_engine_that_acts_otherwise_is_not_written(
             return 1.1 * super().forward(images, weights, proprio)
 
     monkeypatch.setattr(exporting, "ControlStep", Wrong)
-    with pytest.raises(
-        UserError, match="The engine was not written: on 4 images of noise its actions"
-    ):
+    with pytest.raises(UserError, match="The engine was not written: on 4 images of noise its actions"):
         export(compiler, tmp_path / f"engine{ENDINGS[runtime]}", runtime, "fp32", random_frames(compiler, 4))
     assert not list(tmp_path.iterdir())
 

@@ -82,7 +82,7 @@ def test_the_large_networks_are_not_touched_while_acting(compiler: Compiler, pol
         for module in network.modules():
             module.forward = refuse
     with pytest.raises(AssertionError, match="a large network"):
-        compiler.compile(SENTENCE, tiny.observation().images)
+        compiler.compile(SENTENCE, tiny.observation(99).images)
     assert np.array_equal(actions(policy), before)
     del model.hypernetwork, model.instruction_encoder, model.context_backbone
     assert np.array_equal(actions(policy), before)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ from torch import Tensor, nn
 
 from hypervla.contracts import UserError
 from hypervla.models.backbones import load_model, load_pretrained
+from hypervla.remembered import Remembered
 
+SENTENCES = 10_000
+"""Encoded sentences that are kept: a gigabyte of T5's."""
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
@@ -62,24 +66,22 @@ class FrozenInstructionEncoder(nn.Module):
         else:
             self.model = model(shape)
         self.requires_grad_(False).eval()
-        self._seen: dict[str, tuple[Tensor, Tensor]] = {}
+        self.remembered: Remembered[str, tuple[Tensor, Tensor]] = Remembered(SENTENCES)
 
     @torch.no_grad()
     def forward(self, instructions: list[str]) -> tuple[Float[Tensor, "N L Dt"], Bool[Tensor, "N L"]]:
         """Each sentence is encoded once, by itself (so that its tokens do not depend on company), and remembered."""
-        rows = [self._remembered(text) for text in instructions]
+        rows = [self.remembered.one(text, partial(self._encode, text)) for text in instructions]
         return torch.stack([row[0] for row in rows]), torch.stack([row[1] for row in rows])
 
-    def _remembered(self, text: str) -> tuple[Tensor, Tensor]:
-        if text not in self._seen:
-            if self.tokenizer is None:
-                raise UserError("This instruction encoder has no tokenizer: build it with pretrained=True.")
-            encoded = self.tokenizer(
-                text, padding="max_length", truncation=True, max_length=self.config.length, return_tensors="pt"
-            ).to(self.model.device)
-            tokens = self.model(**encoded).last_hidden_state[0].float()
-            self._seen[text] = tokens, encoded["attention_mask"][0].bool() & bool(text.strip())
-        return self._seen[text]
+    def _encode(self, text: str) -> tuple[Tensor, Tensor]:
+        if self.tokenizer is None:
+            raise UserError("This instruction encoder has no tokenizer: build it with pretrained=True.")
+        encoded = self.tokenizer(
+            text, padding="max_length", truncation=True, max_length=self.config.length, return_tensors="pt"
+        ).to(self.model.device)
+        tokens = self.model(**encoded).last_hidden_state[0].float()
+        return tokens, encoded["attention_mask"][0].bool() & bool(text.strip())
 
     def train(self, mode: bool = True) -> FrozenInstructionEncoder:
         return super().train(False)

@@ -2,32 +2,47 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float32
 
 from hypervla import checkpoint
 from hypervla.contracts import Image, TaskContext
 from hypervla.data.normalize import Robot
 from hypervla.models.hypervla import HyperVLA
+from hypervla.remembered import Remembered
 from hypervla.runtime.monolithic import Teller
 from hypervla.runtime.task_policy import TaskPolicy, TaskPolicyCard, preprocess
 from hypervla.runtime.torch_engine import TorchEngine
 
 
 class Compiler:
-    """A loaded model. Its task policies keep the backbone alive and need nothing else of it."""
+    """A loaded model. Its task policies keep the backbone alive and need nothing else of it.
+
+    Asked again for the same sentence and first image, it gives the weights it has written before: `remembered` holds
+    the latest `remember` of them and counts how often that was so. The model's instruction encoder remembers sentences
+    of its own accord.
+    """
 
     def __init__(
-        self, model: HyperVLA, about: checkpoint.Checkpoint, backbone_digest: str, device: str, robot: str | None
+        self,
+        model: HyperVLA,
+        about: checkpoint.Checkpoint,
+        backbone_digest: str,
+        device: str,
+        robot: str | None,
+        remember: int = 256,
     ) -> None:
         self.model, self.device = model, device
         self.digest, self.provenance = about.digest, about.provenance
         own = Robot.from_json(about.robot(robot))
         self.embodiment, self.normalizer = own.embodiment, own.normalizer
         self.engine = TorchEngine(model.backbone, about.hypervla(), backbone_digest, device)
+        self.remembered: Remembered[str, Float32[np.ndarray, " W"]] = Remembered(remember)
 
     def compile(self, instruction: str, images: Image | Mapping[str, Image]) -> TaskPolicy:
         """The task policy for an instruction and the episode's first image, of the only camera or by camera name.
@@ -37,18 +52,31 @@ class Compiler:
         (policy,) = self.compile_many([TaskContext(instruction, self.embodiment.by_camera(images))])
         return policy
 
-    @torch.inference_mode()
     def compile_many(self, contexts: Sequence[TaskContext]) -> list[TaskPolicy]:
-        """One task policy per context, generated in one call."""
+        """One task policy per context; those not remembered are generated in one call."""
         for context in contexts:
             for camera in self.embodiment.cameras:
                 self.embodiment.check_image(camera.name, context.images.get(camera.name))
-        first = [preprocess(context.images, self.embodiment, self.engine.image_size) for context in contexts]
-        pixels = torch.from_numpy(np.stack(first)).to(self.device)
-        weights = self.model.generate([context.instruction for context in contexts], pixels).float().cpu().numpy()
+        keys = [self._key(context) for context in contexts]
+        weights = self.remembered.many(keys, lambda missing: self._generate([contexts[i] for i in missing]))
         return [
             TaskPolicy(flat, self._card(context), self.engine) for flat, context in zip(weights, contexts, strict=True)
         ]
+
+    @torch.inference_mode()
+    def _generate(self, contexts: Sequence[TaskContext]) -> list[Float32[np.ndarray, " W"]]:
+        first = [preprocess(context.images, self.embodiment, self.engine.image_size) for context in contexts]
+        pixels = torch.from_numpy(np.stack(first)).to(self.device)
+        weights = self.model.generate([context.instruction for context in contexts], pixels).float().cpu().numpy()
+        weights.flags.writeable = False  # several task policies may share a row
+        return list(weights)
+
+    def _key(self, context: TaskContext) -> str:
+        """sha256 of all that the weights depend on besides this compiler's own checkpoint and robot."""
+        digest = hashlib.sha256(context.instruction.encode())
+        for camera in self.embodiment.cameras:
+            digest.update(np.ascontiguousarray(context.images[camera.name]).data)
+        return digest.hexdigest()
 
     def _card(self, context: TaskContext) -> TaskPolicyCard:
         return TaskPolicyCard(
