@@ -56,3 +56,16 @@ def test_it_moves_the_robot(compiler, world) -> None:
     world.reset(1_000_000)
     policy = compiler.compile(world.instructions[0], world.observe().images)
     assert any(world.execute(policy.act(world.observe())).success for _ in range(60))
+
+
+@pytest.mark.parametrize(
+    ("instruction", "unfamiliar"),
+    [
+        ("close the drawer", False),
+        ("please shut this drawer", False),
+        ("make me a coffee", True),
+        ("lorem ipsum", True),
+    ],
+)
+def test_it_knows_what_it_was_not_taught(compiler, world, instruction: str, unfamiliar: bool) -> None:
+    assert compiler.compile(instruction, world.observe().images).card.unfamiliar == unfamiliar

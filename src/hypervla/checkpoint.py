@@ -29,6 +29,7 @@ from hypervla.models.action_head import LinearHead, ReleasedHead
 from hypervla.models.backbones import Clip, ConvNet, DinoV2, Siglip
 from hypervla.models.diffusion import DiffusionHead
 from hypervla.models.evla import EvlaConfig
+from hypervla.models.familiarity import KnownContexts
 from hypervla.models.fused_vision import FusedVision, VitShape
 from hypervla.models.hypernetwork import HypernetworkConfig
 from hypervla.models.hypervla import HyperVLAConfig, PolicyConfig
@@ -43,7 +44,7 @@ FORMAT = 2
 EMBEDDED = "metaworld_small"
 """The shipped checkpoint that `hypervla demo` runs and that the word `embedded` stands for."""
 BACKBONE = "backbone."
-WEIGHTS, CARD = "model.safetensors", "checkpoint.json"
+WEIGHTS, CONTEXTS, CARD = "model.safetensors", "contexts.safetensors", "checkpoint.json"
 CONFIGS = {
     config.__name__: config
     for config in (
@@ -92,6 +93,8 @@ class Checkpoint:
     """Recipe, steps, dataset digest, commit, command."""
     digest: str
     """sha256 of the weights file."""
+    contexts_digest: str | None = None
+    """sha256 of the file with the contexts of the training, where they were kept."""
 
     def robot(self, name: str | None = None) -> Mapping[str, Any]:
         """The robot of that name, or the only one. Raises UserError naming those it was trained on."""
@@ -156,6 +159,23 @@ def save(
     write_atomically(folder / CARD, (json.dumps(card, indent=2) + "\n").encode())
 
 
+def add_contexts(folder: Path, known: KnownContexts) -> None:
+    """Keep the contexts of the training beside the weights."""
+    from safetensors.torch import save as to_bytes
+
+    data = to_bytes({name: value.contiguous() for name, value in known.to_tensors().items()})
+    card = json.loads((folder / CARD).read_text()) | {"contexts_sha256": hashlib.sha256(data).hexdigest()}
+    write_atomically(folder / CONTEXTS, data)
+    write_atomically(folder / CARD, (json.dumps(card, indent=2) + "\n").encode())
+
+
+def read_contexts(folder: Path, about: Checkpoint) -> KnownContexts | None:
+    """The contexts of the training, where they were kept. Raises UserError for a damaged file."""
+    if about.contexts_digest is None:
+        return None
+    return KnownContexts.from_tensors(read_weights(folder / CONTEXTS, about.contexts_digest))
+
+
 def read_card(folder: Path) -> Checkpoint:
     """checkpoint.json alone. Raises UserError when the folder holds no checkpoint of ours."""
     path = folder / CARD
@@ -182,6 +202,7 @@ def read_card(folder: Path) -> Checkpoint:
             robots=card["robots"],
             provenance=card["provenance"],
             digest=card["weights_sha256"],
+            contexts_digest=card.get("contexts_sha256"),
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
@@ -252,7 +273,7 @@ def _download(hub_id: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=[WEIGHTS, CARD]))
+        return Path(snapshot_download(hub_id, allow_patterns=[WEIGHTS, CONTEXTS, CARD]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise UserError(
             f"'{hub_id}' is neither a folder here nor to be had from the Hugging Face hub ({type(error).__name__}): "

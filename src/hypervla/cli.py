@@ -16,7 +16,7 @@ from hypervla.bench_commands import bench_app, info
 from hypervla.data_commands import data_app
 from hypervla.engine_commands import act_once, export
 from hypervla.options import Device, Flag, Out
-from hypervla.training_commands import pretrain, train
+from hypervla.training_commands import contexts, pretrain, train
 from hypervla.weights_commands import weights_app
 
 Execution = Annotated[str, arg(help="open-loop, receding-horizon:steps=N or temporal-ensemble:recency=R,every=N.")]
@@ -105,6 +105,7 @@ app.command(data_app, name="data", help="Look into datasets, check them, convert
 
 app.command(train)
 app.command(pretrain)
+app.command(contexts)
 
 
 @app.command(name="compile")
@@ -116,6 +117,7 @@ def compile_(
     image: UseAppendAction[tuple[str, ...]],
     out: Out,
     robot: str | None = None,
+    refuse_unfamiliar: Flag = False,
     device: Device = "cpu",
 ) -> None:
     """Write the task policy for one instruction and first image to a file.
@@ -128,15 +130,22 @@ def compile_(
         image: First image of the camera, at the camera's size; with several cameras once for each, as NAME=FILE.
         out: File to write.
         robot: Which of the robots the checkpoint was trained on, when there are several.
+        refuse_unfamiliar: Write nothing for a sentence and image unlike those of the training.
     """
     from hypervla.arguments import check_device, find_checkpoint, read_images
     from hypervla.runtime.compiler import load_compiler
 
     compiler = load_compiler(find_checkpoint(checkpoint), check_device(device), robot)
+    compiler.refuse_unfamiliar = refuse_unfamiliar
     policy = compiler.compile(instruction, read_images(image, compiler.embodiment))
     out.parent.mkdir(parents=True, exist_ok=True)
     policy.save(out)
     print(f"Wrote {out}: {policy.layout.size:,} generated weights for '{instruction}'.")
+    if policy.card.unfamiliar:
+        print(
+            f"Careful: this sentence and image are {policy.card.context_distance:.1f} from the contexts of the "
+            f"training; 99.9 % of those are within {policy.card.context_limit:.1f}."
+        )
 
 
 @app.command

@@ -68,6 +68,35 @@ def train(
     train_recipe(chosen, datasets, out, initial=start, **options)
 
 
+def contexts(
+    checkpoint: Positional[Path],
+    /,
+    *,
+    data: UseAppendAction[tuple[str, ...]],
+    cameras: Cameras = (),
+    robot: Robot = None,
+    rows: Rows = None,
+    paraphrases: Path | None = None,
+    device: Device = "cpu",
+) -> None:
+    """Keep in a checkpoint what task contexts it was trained with, so that others are told apart; train does it too.
+
+    Example: hypervla contexts runs/mt10 --data data/mt10
+
+    Args:
+        checkpoint: Folder of a checkpoint of HyperVLA.
+        data: The data of its training, as train takes it.
+        paraphrases: JSON with other ways to say instructions, as train takes it.
+    """
+    from hypervla.arguments import check_device, find_checkpoint, told
+    from hypervla.data.opening import open_mixture
+    from hypervla.training.contexts import keep_contexts
+
+    mixture = open_mixture(data, named=None, told=told(robot, rows, cameras, paraphrases))
+    known = keep_contexts(find_checkpoint(str(checkpoint)), mixture, check_device(device))
+    print(f"99.9 % of the contexts are within a distance of {known.limit:.1f}; compile says what is farther.")
+
+
 def pretrain(
     recipe: Positional[str],
     /,

@@ -52,8 +52,8 @@ def test_many_contexts_at_once_equal_one_by_one(compiler: Compiler) -> None:
 
 def test_the_same_context_is_compiled_once(compiler: Compiler, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    generate = compiler.model.generate
-    monkeypatch.setattr(compiler.model, "generate", lambda *given: asked.append(len(given[0])) or generate(*given))
+    embed = compiler.model.embed
+    monkeypatch.setattr(compiler.model, "embed", lambda *given: asked.append(len(given[0])) or embed(*given))
     contexts = [TaskContext(s, {"top": image}) for s in ("find the goal", "flee") for image in (IMAGE, 255 - IMAGE)]
     first = compiler.compile_many(contexts)
     again = compiler.compile_many([*contexts[::-1], contexts[0]])

@@ -154,10 +154,14 @@ class HyperVLA(nn.Module):
 
     def generate(self, instructions: list[str], initial_images: UInt8[Tensor, "N C h w 3"]) -> Float[Tensor, "N W"]:
         """Task contexts → generated weights: the only use of the large networks."""
+        return self.hypernetwork.generate(self.embed(instructions, initial_images))
+
+    def embed(self, instructions: list[str], initial_images: UInt8[Tensor, "N C h w 3"]) -> Float[Tensor, "N D"]:
+        """The context embeddings, which the weights are linear in."""
         text, text_mask = self.instruction_encoder(instructions)
         feature = self.image_feature(initial_images)
         image_mask = torch.ones(feature.shape[:2], dtype=torch.bool, device=feature.device)
-        return self.hypernetwork.generate(self.hypernetwork.embed(text, text_mask, feature, image_mask))
+        return self.hypernetwork.embed(text, text_mask, feature, image_mask)
 
     @torch.no_grad()
     def image_feature(self, initial_images: UInt8[Tensor, "N C h w 3"]) -> Float[Tensor, "N I Dv"]:

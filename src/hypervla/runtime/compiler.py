@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float32
 
 from hypervla import checkpoint
-from hypervla.contracts import Image, TaskContext
+from hypervla.contracts import Image, TaskContext, UserError
 from hypervla.data.normalize import Robot
+from hypervla.models.familiarity import KnownContexts
 from hypervla.models.hypervla import HyperVLA
 from hypervla.remembered import Remembered
 from hypervla.runtime.monolithic import Teller
 from hypervla.runtime.task_policy import TaskPolicy, TaskPolicyCard, preprocess
 from hypervla.runtime.torch_engine import TorchEngine
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was generated for a task context."""
+
+    weights: Float32[np.ndarray, " W"]
+    distance: float | None
+    """Of the context from those of the training, where the checkpoint knows."""
 
 
 class Compiler:
@@ -35,6 +47,7 @@ class Compiler:
         backbone_digest: str,
         device: str,
         robot: str | None,
+        known: KnownContexts | None = None,
         remember: int = 256,
     ) -> None:
         self.model, self.device = model, device
@@ -42,12 +55,14 @@ class Compiler:
         own = Robot.from_json(about.robot(robot))
         self.embodiment, self.normalizer = own.embodiment, own.normalizer
         self.engine = TorchEngine(model.backbone, about.hypervla(), backbone_digest, device)
-        self.remembered: Remembered[str, Float32[np.ndarray, " W"]] = Remembered(remember)
+        self.known, self.refuse_unfamiliar = known, False
+        self.remembered: Remembered[str, Written] = Remembered(remember)
 
     def compile(self, instruction: str, images: Image | Mapping[str, Image]) -> TaskPolicy:
         """The task policy for an instruction and the episode's first image, of the only camera or by camera name.
 
-        Raises UserError for an empty or over-long instruction, or images the robot's cameras do not deliver.
+        Raises UserError for an empty or over-long instruction, images the robot's cameras do not deliver, and with
+        `refuse_unfamiliar` for a context unlike those of the training.
         """
         (policy,) = self.compile_many([TaskContext(instruction, self.embodiment.by_camera(images))])
         return policy
@@ -58,18 +73,21 @@ class Compiler:
             for camera in self.embodiment.cameras:
                 self.embodiment.check_image(camera.name, context.images.get(camera.name))
         keys = [self._key(context) for context in contexts]
-        weights = self.remembered.many(keys, lambda missing: self._generate([contexts[i] for i in missing]))
-        return [
-            TaskPolicy(flat, self._card(context), self.engine) for flat, context in zip(weights, contexts, strict=True)
-        ]
+        written = self.remembered.many(keys, lambda missing: self._write([contexts[i] for i in missing]))
+        pairs = zip(written, contexts, strict=True)
+        return [TaskPolicy(one.weights, self._card(context, one.distance), self.engine) for one, context in pairs]
 
     @torch.inference_mode()
-    def _generate(self, contexts: Sequence[TaskContext]) -> list[Float32[np.ndarray, " W"]]:
+    def _write(self, contexts: Sequence[TaskContext]) -> list[Written]:
         first = [preprocess(context.images, self.embodiment, self.engine.image_size) for context in contexts]
         pixels = torch.from_numpy(np.stack(first)).to(self.device)
-        weights = self.model.generate([context.instruction for context in contexts], pixels).float().cpu().numpy()
+        embeddings = self.model.embed([context.instruction for context in contexts], pixels)
+        weights = self.model.hypernetwork.generate(embeddings).float().cpu().numpy()
         weights.flags.writeable = False  # several task policies may share a row
-        return list(weights)
+        distances: list[Any] = [None] * len(contexts)
+        if self.known is not None:
+            distances = self.known.distance(embeddings.cpu()).tolist()
+        return [Written(flat, distance) for flat, distance in zip(weights, distances, strict=True)]
 
     def _key(self, context: TaskContext) -> str:
         """sha256 of all that the weights depend on besides this compiler's own checkpoint and robot."""
@@ -78,14 +96,22 @@ class Compiler:
             digest.update(np.ascontiguousarray(context.images[camera.name]).data)
         return digest.hexdigest()
 
-    def _card(self, context: TaskContext) -> TaskPolicyCard:
-        return TaskPolicyCard(
+    def _card(self, context: TaskContext, distance: float | None) -> TaskPolicyCard:
+        card = TaskPolicyCard(
             instruction=context.instruction,
             embodiment=self.embodiment,
             normalizer=self.normalizer,
             backbone_digest=self.engine.backbone_digest,
             checkpoint_digest=self.digest,
+            context_distance=distance,
+            context_limit=None if self.known is None else self.known.limit,
         )
+        if self.refuse_unfamiliar and card.unfamiliar:
+            raise UserError(
+                f"'{context.instruction}' with this first image is {distance:.1f} from the contexts of the training; "
+                f"99.9 % of those are within {card.context_limit:.1f}: say it as the training did, or do not refuse."
+            )
+        return card
 
 
 def load(name: str | Path, device: str = "cpu", robot: str | None = None) -> Compiler | Teller:
@@ -94,9 +120,11 @@ def load(name: str | Path, device: str = "cpu", robot: str | None = None) -> Com
     A HyperVLA comes as a Compiler; every other model as a Teller, whose policies are that model with the instruction.
     `robot` names one of the robots it was trained on, when there are several. Raises UserError.
     """
-    model, about, weights = checkpoint.load(checkpoint.locate(name), device)
+    folder = checkpoint.locate(name)
+    model, about, weights = checkpoint.load(folder, device)
     if isinstance(model, HyperVLA):
-        return Compiler(model, about, about.backbone_digest(weights, model.backbone), device, robot)
+        digest, known = about.backbone_digest(weights, model.backbone), checkpoint.read_contexts(folder, about)
+        return Compiler(model, about, digest, device, robot, known)
     return Teller(model, about, device, robot)
 
 

@@ -70,6 +70,19 @@ class TaskPolicyCard:
     normalizer: Normalizer
     backbone_digest: str
     checkpoint_digest: str
+    context_distance: float | None = None
+    """How far the task context was from those of the training (models/familiarity.py), where the checkpoint knows."""
+    context_limit: float | None = None
+    """The distance that 99.9 % of the training's contexts are within."""
+
+    @property
+    def unfamiliar(self) -> bool:
+        """Whether the task context was unlike those of the training."""
+        return (
+            self.context_distance is not None
+            and self.context_limit is not None
+            and self.context_distance > self.context_limit
+        )
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -79,6 +92,8 @@ class TaskPolicyCard:
             "normalisation_sha256": self.normalizer.digest,
             "backbone_sha256": self.backbone_digest,
             "checkpoint_sha256": self.checkpoint_digest,
+            "context_distance": self.context_distance,
+            "context_limit": self.context_limit,
         }
 
     @staticmethod
@@ -89,7 +104,13 @@ class TaskPolicyCard:
         if normalizer.digest != data["normalisation_sha256"]:
             raise UserError("The task policy's action statistics are not those it was compiled with: compile it again.")
         return TaskPolicyCard(
-            data["instruction"], embodiment, normalizer, data["backbone_sha256"], data["checkpoint_sha256"]
+            instruction=data["instruction"],
+            embodiment=embodiment,
+            normalizer=normalizer,
+            backbone_digest=data["backbone_sha256"],
+            checkpoint_digest=data["checkpoint_sha256"],
+            context_distance=data.get("context_distance"),
+            context_limit=data.get("context_limit"),
         )
 
 

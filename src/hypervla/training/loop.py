@@ -19,8 +19,10 @@ from hypervla.data.opening import open_mixture
 from hypervla.data.robot_file import write_robot
 from hypervla.data.stream import SampleStream
 from hypervla.embodiment import Embodiment
+from hypervla.models.hypervla import HyperVLAConfig
 from hypervla.models.interface import Batch, Model, WritesTokens
 from hypervla.training.batches import from_stream
+from hypervla.training.contexts import keep_contexts
 from hypervla.training.recipe import Recipe
 from hypervla.training.run import SAVE_EVERY, OnStep, begin, check_out, learn
 
@@ -42,7 +44,8 @@ def train(
     `initial` is a checkpoint to start from, with a fresh optimizer: robots it knows keep their statistics, tensors that
     do not fit start afresh and are listed. Batches are made by `workers` processes beside this one, or here when 0;
     they are the same for any number.
-    `on_step(step, model)` is called after each step. With `resume` the run in `out` continues bit for bit (on the same
+    `on_step(step, model)` is called after each step. At the end the task contexts of the training are kept with the
+    checkpoint of a HyperVLA. With `resume` the run in `out` continues bit for bit (on the same
     machine and thread count). Raises UserError for unfit data or folders; Ctrl-C saves and raises KeyboardInterrupt.
     """
     mixture = data if isinstance(data, Mixture) else open_mixture([data] if isinstance(data, Path) else list(data))
@@ -88,6 +91,8 @@ def train(
     for name, robot in robots.items():
         write_robot(out / "robots" / f"{quote(name, safe='')}.toml", robot.embodiment, mixture.features(name))
     learn(run, workers=workers, save_every=save_every, on_step=on_step)
+    if isinstance(recipe.model, HyperVLAConfig):
+        keep_contexts(out, mixture, device)
 
 
 def measures(model: Model, batch: Batch) -> Mapping[str, Tensor]:

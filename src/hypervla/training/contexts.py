@@ -1,0 +1,76 @@
+"""What task contexts a model has been trained with, kept in its checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from hypervla import checkpoint
+from hypervla.contracts import EpisodeReader, UserError
+from hypervla.data.mixture import Mixture
+from hypervla.models.familiarity import KnownContexts
+from hypervla.models.hypervla import HyperVLA
+from hypervla.runtime.task_policy import preprocess
+
+FITTED, JUDGED = 2_000, 500
+"""Contexts that are looked at: of episodes that were trained on, and of held-back ones."""
+TOGETHER = 64
+"""Contexts that are embedded in one call."""
+
+Context = tuple[str, UInt8[np.ndarray, "C h w 3"]]
+
+
+def keep_contexts(folder: Path, mixture: Mixture, device: str = "cpu", seed: int = 0) -> KnownContexts:
+    """Fit the contexts that a finished checkpoint was trained with and keep them beside its weights; the limit is set
+    with held-back episodes, where there are any.
+
+    Raises UserError for a model that reads no task contexts, and for data that never says what is to be done.
+    """
+    model, _, _ = checkpoint.load(folder, device)
+    if not isinstance(model, HyperVLA):
+        raise UserError(f"{folder} holds a model without a hypernetwork, which reads no task contexts.")
+    random = np.random.default_rng(seed)
+    fitted = draw(mixture, FITTED, model.config.image_size, random, held_back=False)
+    judged = draw(mixture, JUDGED, model.config.image_size, random, held_back=True)
+    if not fitted:
+        raise UserError("No episode of the data says what is to be done, so there are no contexts to know.")
+    known = KnownContexts.fit(embed(model, fitted, device), embed(model, judged, device) if judged else None)
+    checkpoint.add_contexts(folder, known)
+    return known
+
+
+def draw(mixture: Mixture, count: int, size: int, random: np.random.Generator, *, held_back: bool) -> list[Context]:
+    """Sentences, in any way they are said, with the first images of their episodes; every dataset has its share. An
+    episode without a sentence is passed over."""
+    drawn: list[Context] = []
+    for reader, share in zip(mixture.readers, mixture.shares, strict=True):
+        chosen = np.isin(np.arange(len(reader)), reader.validation_episodes) == held_back
+        episodes = random.permutation(np.flatnonzero(chosen))
+        wanted = round(share * count)
+        for episode in np.resize(episodes, wanted) if len(episodes) else []:
+            drawn += _context(reader, int(reader.starts[episode]), size, random)
+    return drawn
+
+
+def _context(reader: EpisodeReader, row: int, size: int, random: np.random.Generator) -> list[Context]:
+    sentence = reader.instruction(row)
+    if not sentence.strip():
+        return []
+    ways = list(dict.fromkeys([sentence, *reader.paraphrases.get(sentence, ())]))
+    images = {camera.name: reader.images(camera.name, [row])[0] for camera in reader.embodiment.cameras}
+    return [(ways[random.integers(len(ways))], preprocess(images, reader.embodiment, size))]
+
+
+@torch.inference_mode()
+def embed(model: HyperVLA, contexts: list[Context], device: str) -> Float[Tensor, "N D"]:
+    """Context embeddings, with every initial image seen."""
+    found = []
+    for first in range(0, len(contexts), TOGETHER):
+        some = contexts[first : first + TOGETHER]
+        images = torch.from_numpy(np.stack([images for _, images in some])).to(device)
+        found.append(model.embed([sentence for sentence, _ in some], images).float().cpu())
+    return torch.cat(found)
