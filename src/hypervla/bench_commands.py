@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -80,6 +81,58 @@ def evla(
     _print(found, lambda: tables.show_evla(found), as_json)
 
 
+@bench_app.command
+def engines(
+    *,
+    models: tuple[str, ...] = ("paper", "metaworld_small"),
+    batches: tuple[int, ...] = (1, 8, 64),
+    threads: int | None = None,
+    seconds: Seconds = 10.0,
+    out: Path | None = None,
+    as_json: Json = False,
+) -> None:
+    """One control step on every engine that is installed here, beside the time that the model's own matrix products
+    take.
+
+    Example: hypervla bench engines --models metaworld_small --batches 1
+
+    Args:
+        models: Recipes of HyperVLA, with random weights.
+        batches: Task policies in a call, each with an observation of its own.
+        threads: Of the processor; all of them when not given.
+        out: Folder in which to write the numbers, a page of them and a chart.
+    """
+    from hypervla.arguments import check_seconds
+    from hypervla.benchmark import engines as bench
+    from hypervla.benchmark import performance
+    from hypervla.runtime.provenance import cores
+
+    found = bench.run(
+        {name: _hypervla(name) for name in models},
+        batches=batches,
+        seconds=check_seconds(seconds),
+        threads=cores() if threads is None else threads,
+        say=(lambda words: None) if as_json else print,
+    )
+    if out is not None:
+        performance.write(found, out)
+    _print(found, lambda: performance.tables(found), as_json)
+
+
+def _hypervla(name: str) -> Any:
+    """A recipe's model, which has to be a HyperVLA, and the robot that it is made for. Raises UserError for another."""
+    from hypervla.contracts import UserError
+    from hypervla.embodiment import METAWORLD_SAWYER, WIDOWX
+    from hypervla.models.hypervla import HyperVLAConfig
+    from hypervla.models.interface import family
+    from hypervla.training.recipes import recipe
+
+    model = recipe(name).model
+    if not isinstance(model, HyperVLAConfig):
+        raise UserError(f"Engines run HyperVLA's control step, but {name} is the model {family(model)}.")
+    return model, next(robot for robot in (WIDOWX, METAWORLD_SAWYER) if robot.action_size == model.action_size)
+
+
 def _models(rows: Any, scale: str) -> dict[str, Any]:
     """The models of the recipes that a table names."""
     from hypervla.training.recipes import recipe
@@ -96,7 +149,7 @@ def _print(found: dict[str, Any], table: Callable[[], Any], as_json: bool) -> No
 
     console = Console()
     console.print(table())
-    for reason in dict.fromkeys(system["skipped"] for system in found["systems"] if system["skipped"]):
+    for reason in dict.fromkeys(system["skipped"] for system in found.get("systems", []) if system["skipped"]):
         console.print(reason)
 
 

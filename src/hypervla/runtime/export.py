@@ -8,21 +8,23 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Float32
 
 from hypervla.contracts import UserError
+from hypervla.data.normalize import Normalizer
 from hypervla.durable import write_atomically
+from hypervla.embodiment import Embodiment
 from hypervla.runtime import engines
-from hypervla.runtime.compiler import Compiler
 from hypervla.runtime.engines import CARD, ENDINGS, EngineCard, Precision, Runtime
 from hypervla.runtime.frames import Frames
 from hypervla.runtime.graph import ControlStep, quantised, to_onnx
 from hypervla.runtime.provenance import version
 from hypervla.runtime.signature import sign
 from hypervla.runtime.task_policy import Engine
+from hypervla.runtime.torch_engine import TorchEngine
 
 TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 1e-2, "int8": 1e-2}
 """Largest error of an action at the 99th percentile, as a share of its range."""
@@ -34,8 +36,23 @@ PRECISIONS: dict[Runtime, tuple[Precision, ...]] = {
 WRITERS = ("hypervla", "torch", "onnx", "onnxscript", "nncf", "onnxruntime", "openvino")
 
 
+class Exportable(Protocol):
+    """A control step and its robot; a Compiler is one."""
+
+    @property
+    def engine(self) -> TorchEngine: ...
+    @property
+    def embodiment(self) -> Embodiment: ...
+    @property
+    def normalizer(self) -> Normalizer: ...
+    @property
+    def digest(self) -> str:
+        """Of the checkpoint."""
+        ...
+
+
 def export(
-    compiler: Compiler,
+    source: Exportable,
     out: Path,
     runtime: Runtime,
     precision: Precision,
@@ -44,7 +61,7 @@ def export(
     calibration: Frames | None = None,
     tolerance: float | None = None,
 ) -> EngineCard:
-    """Write the engine of the compiler's backbone to `out` (OpenVINO: and its constants beside it).
+    """Write the engine of the source's backbone to `out` (OpenVINO: and its constants beside it).
 
     `frames` are what it is checked on; `calibration` are what "int8" takes the ranges of numbers from. Raises UserError
     for a name that does not end as the runtime's files do, a precision that the runtime does not have, eight bits
@@ -60,16 +77,16 @@ def export(
         )
     if precision == "int8" and calibration is None:
         raise UserError("Eight bits need frames to take the ranges of numbers from: give a dataset with --data.")
-    reference = compiler.engine
+    reference = source.engine
     card = EngineCard(
         runtime=runtime,
         precision=precision,
         backbone_digest=reference.backbone_digest,
-        checkpoint_digest=compiler.digest,
+        checkpoint_digest=source.digest,
         layout=reference.layout,
         image_size=reference.image_size,
-        cameras=len(compiler.embodiment.cameras),
-        proprio_size=compiler.embodiment.proprio_size if reference.reads_proprio else 0,
+        cameras=len(source.embodiment.cameras),
+        proprio_size=source.embodiment.proprio_size if reference.reads_proprio else 0,
         checked={},
         versions={name: found for name in WRITERS if (found := version(name))},
     )
@@ -81,7 +98,7 @@ def export(
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
         write(graph, card, draft)
-        checked, most = check(engines.open_engine(draft), compiler, frames), tolerance or TOLERANCE[precision]
+        checked, most = check(engines.open_engine(draft), source, frames), tolerance or TOLERANCE[precision]
         if checked["p99"] > most:
             raise UserError(
                 f"The engine was not written: on {frames.of} its actions differ from eager PyTorch's by "
@@ -95,19 +112,19 @@ def export(
     return card
 
 
-def check(engine: Engine, compiler: Compiler, frames: Frames) -> dict[str, Any]:
+def check(engine: Engine, source: Exportable, frames: Frames) -> dict[str, Any]:
     """How far an engine's actions are from eager PyTorch's on the same frames, in shares of the robot's limits."""
-    found, wanted = actions(engine, compiler, frames), actions(compiler.engine, compiler, frames)
-    body = compiler.embodiment
+    found, wanted = actions(engine, source, frames), actions(source.engine, source, frames)
+    body = source.embodiment
     limits = np.asarray(body.action_high, np.float32) - np.asarray(body.action_low, np.float32)
     error = np.abs(found - wanted) / np.where(np.isfinite(limits), limits, np.ptp(wanted, axis=(0, 1)).clip(1e-6))
     return {"frames": len(found), "of": frames.of, "p99": float(np.quantile(error, 0.99)), "max": float(error.max())}
 
 
-def actions(engine: Engine, compiler: Compiler, frames: Frames) -> Float32[np.ndarray, "N H A"]:
+def actions(engine: Engine, source: Exportable, frames: Frames) -> Float32[np.ndarray, "N H A"]:
     """In the robot's units, one frame at a time."""
     chunks = [engine.run(*frames.row(i)).chunks[0] for i in range(len(frames))]
-    return np.stack([compiler.embodiment.clip(compiler.normalizer.inverse_actions(chunk)).actions for chunk in chunks])
+    return np.stack([source.embodiment.clip(source.normalizer.inverse_actions(chunk)).actions for chunk in chunks])
 
 
 def _write_onnx(graph: Any, card: EngineCard, path: Path) -> None:

@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("hypervla", "numpy", "torch", "transformers", "mujoco", "metaworld")
+PACKAGES = ("hypervla", "numpy", "torch", "transformers", "onnxruntime", "openvino", "nncf", "mujoco", "metaworld")
 
 
 def code_commit() -> str:

@@ -1,0 +1,103 @@
+"""Engines side by side: what is timed, and the floor beside it."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tests import tiny
+from tests.fakes import POINT
+from torch import nn
+
+from hypervla import cli
+from hypervla.benchmark import engines, performance
+from hypervla.benchmark.engines import EAGER, Subject, in_turn
+from hypervla.benchmark.floor import Products, floor
+from hypervla.runtime.engines import Precision
+
+
+def test_calls_are_timed_in_turn() -> None:
+    order: list[str] = []
+    times = in_turn({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 0.0)
+    assert order[2 * engines.WARM_UP :] == ["a", "b"] * engines.LEAST
+    assert {name: len(taken) for name, taken in times.items()} == {"a": engines.LEAST, "b": engines.LEAST}
+
+
+def test_a_time_is_that_of_its_call() -> None:
+    times = in_turn({"slow": lambda: time.sleep(0.02), "fast": lambda: None}, 0.0)
+    assert min(times["slow"]) >= 0.02
+    assert sorted(times["fast"])[2] < 0.01
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.linear = nn.Conv2d(3, 4, 3, stride=2), nn.Linear(4, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.convolution(x).flatten(2).transpose(1, 2)
+        return self.linear(y) @ self.linear(y).transpose(1, 2)
+
+
+def test_the_floor_is_the_models_own_products() -> None:
+    with torch.device("meta"):
+        model, x = Small(), torch.empty(2, 3, 9, 9)
+    with Products() as wanted:
+        model(x)
+    run = floor(model, (x,), torch.device("cpu"), torch.float32)
+    with Products() as found:
+        run()
+    assert {
+        name: sum(n for key, n in found.counts.items() if key[0] is name) for name in {k[0] for k in found.counts}
+    } == {
+        torch.ops.aten.convolution: 1,
+        torch.ops.aten.mm: 2,
+        torch.ops.aten.bmm: 1,
+    }
+    assert sum(found.counts.values()) == sum(wanted.counts.values())
+
+
+@pytest.fixture
+def one_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds: list[tuple[str, Precision]] = [("onnx", "fp32")]
+    monkeypatch.setattr(engines, "installed", lambda: kinds)
+
+
+@pytest.mark.traced
+@pytest.mark.usefixtures("one_engine")
+def test_every_engine_stands_beside_the_floor(text_folder: Path, tmp_path: Path) -> None:
+    models = {"tiny": (tiny.convolutional(text_folder), POINT)}
+    found = engines.run(models, batches=[1, 3], seconds=0.0, threads=1)
+    assert [(row["batch"], row["engine"]) for row in found["rows"]] == [
+        (batch, engine) for batch in (1, 3) for engine in (EAGER, "ONNX Runtime, fp32")
+    ]
+    for row in found["rows"]:
+        assert 0 < row["p50"] <= row["p95"] <= row["p99"]
+        assert row["times_floor"] == pytest.approx(row["p50"] / row["floor"])
+        assert row["error_p99"] < 1e-4
+    assert found["rows"][1]["memory"] > 0
+    assert found["rows"][0]["times_backbone"] > 1
+    assert set(found["once"]["tiny"]) == set(performance.ONCE)
+    assert min(found["limits"].values()) > 1e6
+    performance.write(found, tmp_path)
+    page = (tmp_path / performance.PAGE).read_text()
+    assert "## `tiny`, batch 3" in page
+    assert f"| ONNX Runtime, fp32 | {performance.milliseconds(found['rows'][1]['p50'])} |" in page
+    assert json.loads((tmp_path / performance.NUMBERS).read_text()) == found
+    assert (tmp_path / performance.CHART).read_text().startswith("<?xml")
+
+
+def test_a_subjects_frames_are_what_its_engine_takes(text_folder: Path) -> None:
+    subject = Subject.make(tiny.convolutional(text_folder), POINT, "cpu")
+    frames = subject.frames(3)
+    assert subject.engine.run(frames.weights, frames.images, frames.proprio).chunks.shape[0] == 3
+    assert not (frames.weights[0] == frames.weights[1]).all()
+
+
+def test_only_hypervla_has_engines(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["bench", "engines", "--models", "small_octo"])
+    assert "small_octo is the model Octo" in capsys.readouterr().err
