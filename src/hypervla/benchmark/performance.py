@@ -87,8 +87,8 @@ def page(found: Mapping[str, Any]) -> str:
         f"{limits['bfloat16'] / 1e9:,.0f} in bfloat16,",
         f"{limits['bytes'] / 1e9:.1f} GB/s. *Floor* is the time of the model's own matrix products and convolutions in",
         "float32, one after another and nothing else, timed in turn with the engines. Preprocessing is apart. *Memory*",
-        "is what a fresh process grows by, *error* is against eager PyTorch in shares of the actions' range; with random",
-        "weights it says little of eight bits.",
+        "is what a fresh process grows by, *error* is against eager PyTorch in shares of the actions' range; with",
+        "random weights it says little of eight bits.",
         "",
         f"![Median time of a control step on each engine, beside the floor]({CHART})",
         "",
@@ -143,6 +143,6 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
     axis.set_xlabel("median time of a control step, in multiples of the floor (the line at 1)")
     axis.margins(x=0.1)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, fontsize=8, loc="lower right")
+    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=4)
     figure.savefig(path)
     pyplot.close(figure)
