@@ -145,6 +145,37 @@ def test_policies_of_different_backbones_are_not_stacked(policy: TaskPolicy, tex
         stack([policy, other])
 
 
+def test_a_fleet_may_change_while_it_runs(compiler: Compiler) -> None:
+    policies = [compiler.compile(s, tiny.observation(i).images) for i, s in enumerate(tiny.INSTRUCTIONS * 2)]
+    fleet, inside = stack(policies[:1]), policies[:1]
+    assert [fleet.add(policy) for policy in policies[1:5]] == [1, 2, 3, 4]
+    inside += policies[1:5]
+    fleet.replace(2, policies[5])
+    inside[2] = policies[5]
+    fleet.remove(1)
+    inside[1] = inside.pop()
+    fleet.remove(3)
+    inside.pop()
+    assert len(fleet) == len(inside) == 3
+    seen = [tiny.observation(10 + i) for i in range(3)]
+    for policy, observation, chunk in zip(inside, seen, fleet.act(seen), strict=True):
+        np.testing.assert_allclose(chunk.actions, policy.act(observation).actions, rtol=1e-5, atol=1e-6)
+
+
+def test_a_change_that_a_fleet_cannot_make_is_refused(policy: TaskPolicy, text_folder: Path, tmp_path: Path) -> None:
+    tiny.save_checkpoint(tmp_path, tiny.convolutional(text_folder), seed=1)
+    foreign, fleet = load(tmp_path).compile(SENTENCE, tiny.observation().images), stack([policy])
+    for change in (lambda: fleet.add(foreign), lambda: fleet.replace(0, foreign)):
+        with pytest.raises(UserError, match="Only task policies of one backbone"):
+            change()
+    for place in (-1, 1):
+        with pytest.raises(UserError, match=f"There is no place {place} among 1 stacked policies"):
+            fleet.replace(place, policy)
+    with pytest.raises(UserError, match="at least one task policy"):
+        fleet.remove(0)
+    assert len(fleet) == 1
+
+
 # The file
 
 

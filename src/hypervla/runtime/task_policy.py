@@ -153,18 +153,59 @@ class TaskPolicy:
 
 
 class StackedPolicies:
-    """Many task policies on one engine, run in one call; equal to running them one by one."""
+    """Many task policies on one engine, run in one call; equal to running them one by one.
+
+    A fleet may change while it runs: replacing or adding one policy copies its weights and touches nothing else.
+    """
 
     def __init__(self, policies: Sequence[TaskPolicy]) -> None:
+        """Raises UserError for none, or policies of several backbones."""
         if not policies:
             raise UserError("Stacking needs at least one task policy.")
-        self.policies = tuple(policies)
+        self.policies = list(policies)
         self.engine = policies[0].engine
         for policy in policies:
-            if policy.engine.backbone_digest != self.engine.backbone_digest:
-                raise UserError("Only task policies of one backbone can be stacked: compile them with one checkpoint.")
-        self._weights = np.stack([policy.weights for policy in policies])
+            self._check(policy)
+        self._room = np.stack([policy.weights for policy in policies])
+        """Rows of weights: those of the policies, and behind them room for more."""
         self.last_timing = Timing(0.0, 0.0, 0.0)
+
+    def __len__(self) -> int:
+        return len(self.policies)
+
+    def replace(self, place: int, policy: TaskPolicy) -> None:
+        """Another task policy at this place. Raises UserError for one of another backbone, or a place that is none."""
+        self._check(policy)
+        self._check_place(place)
+        self.policies[place], self._room[place] = policy, policy.weights
+
+    def add(self, policy: TaskPolicy) -> int:
+        """One more task policy, and its place. Raises UserError for one of another backbone."""
+        self._check(policy)
+        place = len(self.policies)
+        if place == len(self._room):  # twice the room, so that adding one by one copies each row a few times at most
+            self._room = np.concatenate([self._room, np.empty_like(self._room)])
+        self.policies.append(policy)
+        self._room[place] = policy.weights
+        return place
+
+    def remove(self, place: int) -> None:
+        """One task policy less; the last one takes its place. Raises UserError for a place that is none, and the last
+        policy that is left."""
+        self._check_place(place)
+        if len(self.policies) == 1:
+            raise UserError("Stacking needs at least one task policy: replace the last one, or drop the stack.")
+        last = self.policies.pop()
+        if place < len(self.policies):
+            self.policies[place], self._room[place] = last, last.weights
+
+    def _check(self, policy: TaskPolicy) -> None:
+        if policy.engine.backbone_digest != self.engine.backbone_digest:
+            raise UserError("Only task policies of one backbone can be stacked: compile them with one checkpoint.")
+
+    def _check_place(self, place: int) -> None:
+        if not 0 <= place < len(self.policies):
+            raise UserError(f"There is no place {place} among {len(self.policies)} stacked policies.")
 
     def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
         """One chunk for each policy's observation."""
@@ -179,7 +220,7 @@ class StackedPolicies:
             pairs = zip(self.policies, observations, strict=True)
             proprio = np.stack([p.card.normalizer.forward_proprio(np.asarray(o.proprio, np.float32)) for p, o in pairs])
         preprocessing = time.perf_counter() - began
-        prediction = self.engine.run(self._weights, images, proprio)
+        prediction = self.engine.run(self._room[: len(self.policies)], images, proprio)
         self.last_timing = Timing(preprocessing, prediction.backbone_seconds, prediction.policy_seconds)
         if not np.isfinite(prediction.chunks).all():
             raise UserError("The policy's actions hold NaN or infinite numbers: stop the robot and check the inputs.")
