@@ -93,7 +93,7 @@ def test_every_engine_stands_beside_the_floor(text_folder: Path, tmp_path: Path)
 def test_a_subjects_frames_are_what_its_engine_takes(text_folder: Path) -> None:
     subject = Subject.make(tiny.convolutional(text_folder), POINT, "cpu")
     frames = subject.frames(3)
-    assert subject.engine.run(frames.weights, frames.images, frames.proprio).chunks.shape[0] == 3
+    assert subject.engine.run(*frames.rows()).chunks.shape[0] == 3
     assert not (frames.weights[0] == frames.weights[1]).all()
 
 

@@ -54,4 +54,5 @@ def test_noise_is_what_the_robot_could_see(compiler: Compiler) -> None:
     frames = random_frames(compiler, 3)
     assert frames.images.shape == (3, 1, 24, 24, 3)
     assert frames.proprio is not None
-    assert frames.row(2)[0].shape == (1, compiler.engine.layout.size)
+    named = compiler.engine.layout.split(frames.weights)
+    assert all(np.array_equal(rows, named[name][2:3]) for name, rows in frames.row(2)[0].items())

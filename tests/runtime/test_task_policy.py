@@ -20,7 +20,16 @@ from hypervla import checkpoint
 from hypervla.contracts import Observation, UserError
 from hypervla.data.normalize import Robot
 from hypervla.runtime.compiler import Compiler, load
-from hypervla.runtime.task_policy import Engine, Prediction, TaskPolicy, from_bytes, preprocess, stack, to_bytes
+from hypervla.runtime.task_policy import (
+    Engine,
+    NamedWeights,
+    Prediction,
+    TaskPolicy,
+    from_bytes,
+    preprocess,
+    stack,
+    to_bytes,
+)
 from hypervla.runtime.torch_engine import TorchEngine
 
 SENTENCE = "find the goal"
@@ -326,7 +335,7 @@ def test_actions_that_are_no_numbers_never_reach_the_robot(policy: TaskPolicy) -
         backbone_digest, layout = policy.engine.backbone_digest, policy.layout
         image_size, reads_proprio = 24, True
 
-        def run(self, weights: np.ndarray, images: np.ndarray, proprio: np.ndarray | None) -> Prediction:
+        def run(self, weights: NamedWeights, images: np.ndarray, proprio: np.ndarray | None) -> Prediction:
             return Prediction(np.full((1, 2, 3), np.nan, np.float32), 0.0, 0.0)
 
     engine = Broken()

@@ -64,6 +64,7 @@ class Subject:
         flat = [torch.cat([initial_weight(spec).flatten() for spec in specs]) for _ in range(count)]
         cameras, states = len(self.embodiment.cameras), self.embodiment.proprio_size
         return Frames(
+            layout=self.engine.layout,
             weights=torch.stack(flat).numpy(),
             images=random.integers(0, 256, (count, cameras, size, size, 3), np.uint8),
             proprio=random.normal(size=(count, states)).astype(np.float32) if self.engine.reads_proprio else None,
@@ -181,7 +182,8 @@ def rows_of(
     """One row for each engine, timed in turn with the floor."""
     frames = subject.frames(batch)
     step, inputs = _on_meta(config, batch)
-    given = frames.weights, frames.images, frames.proprio
+    weights, images, proprio = frames.rows()
+    given = {name: np.ascontiguousarray(rows) for name, rows in weights.items()}, images, proprio
     splits: list[float] = []
 
     def eager() -> None:
@@ -208,12 +210,13 @@ def rows_of(
     return rows
 
 
-def _on_meta(config: HyperVLAConfig, batch: int) -> tuple[ControlStep, tuple[torch.Tensor, ...]]:
+def _on_meta(config: HyperVLAConfig, batch: int) -> tuple[ControlStep, tuple[Any, ...]]:
     with torch.device("meta"):
         backbone = config.backbone.build(pretrained=False).eval()
         step = ControlStep(TorchEngine(backbone, config, "0" * 64, "cpu"))
         images = torch.empty(batch, config.cameras, config.image_size, config.image_size, 3, dtype=torch.uint8)
-        inputs = [images, torch.empty(batch, step.layout.size)]
+        layout = step.policy.layout
+        inputs: list[Any] = [images, layout.split(torch.empty(batch, layout.size))]
         if config.proprio_size:
             inputs.append(torch.empty(batch, config.proprio_size))
     return step, tuple(inputs)

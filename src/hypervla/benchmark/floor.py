@@ -35,7 +35,7 @@ def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def floor(step: nn.Module, inputs: tuple[Tensor, ...], device: torch.device, dtype: torch.dtype) -> Callable[[], None]:
+def floor(step: nn.Module, inputs: tuple[Any, ...], device: torch.device, dtype: torch.dtype) -> Callable[[], None]:
     """A call that computes the products of one step of a model on `meta`, and nothing else."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 

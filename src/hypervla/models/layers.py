@@ -72,13 +72,16 @@ def attention(
     value: Float[Tensor, "B heads S d"],
     mask: Bool[Tensor, "Q S"] | None,
 ) -> Float[Tensor, "B heads Q d"]:
-    """Scaled dot-product attention, written out on a CPU: the fused kernel's backward pass there takes four times as
-    long as two batched products and a softmax (docs/log.md)."""
-    if query.device.type != "cpu" or not torch.is_grad_enabled():
+    """Scaled dot-product attention. It is written out while training on a CPU, where the fused kernel's backward pass
+    takes four times as long as two batched products and a softmax (docs/log.md), and while exporting, where the fused
+    one becomes a graph that looks for rows in which nothing is seen."""
+    exporting = torch.compiler.is_exporting()
+    if not exporting and (query.device.type != "cpu" or not torch.is_grad_enabled()):
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
     if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
+        hidden = torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, float("-inf"))
+        scores = scores + hidden if exporting else scores.masked_fill(~mask, float("-inf"))
     return scores.softmax(-1).to(value.dtype) @ value
 
 

@@ -18,12 +18,13 @@ from jaxtyping import Float32, UInt8
 
 from hypervla.contracts import UserError, WeightLayout
 from hypervla.runtime.signature import UNSIGNED, is_whole
-from hypervla.runtime.task_policy import Prediction
+from hypervla.runtime.task_policy import NamedWeights, Prediction
 
 FORMAT = 1
 CARD = "hypervla"
 """Under this name a graph carries its card."""
-INPUTS, OUTPUT = ("images", "weights", "proprio"), "chunks"
+IMAGES, PROPRIO, WEIGHTS, OUTPUT = "images", "proprio", "weights.", "chunks"
+"""Names of a graph's inputs and output; each tensor of the weights has its name in the layout behind WEIGHTS."""
 Runtime = Literal["onnx", "openvino"]
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 HINTS: Mapping[Precision, str] = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}
@@ -79,16 +80,22 @@ class ExportedEngine:
 
     def run(
         self,
-        weights: Float32[np.ndarray, "N W"],
+        weights: NamedWeights,
         images: UInt8[np.ndarray, "N C h w 3"],
         proprio: Float32[np.ndarray, "N P"] | None,
     ) -> Prediction:
         """Normalised chunks of N task policies, each on its own observation. The graph is one piece, so all of its time
         counts as the backbone's."""
         began = time.perf_counter()
-        given = {"images": images, "weights": weights, "proprio": proprio}
-        chunks = self._infer({name: np.ascontiguousarray(x) for name, x in given.items() if x is not None})
+        given = named_inputs(weights, images, proprio)
+        chunks = self._infer({name: np.ascontiguousarray(x) for name, x in given.items()})
         return Prediction(chunks, time.perf_counter() - began, 0.0)
+
+
+def named_inputs(weights: NamedWeights, images: np.ndarray, proprio: np.ndarray | None) -> dict[str, np.ndarray]:
+    """By the names of a graph's inputs."""
+    named = {IMAGES: images} | {WEIGHTS + name: rows for name, rows in weights.items()}
+    return named if proprio is None else named | {PROPRIO: proprio}
 
 
 def open_engine(path: Path, threads: int | None = None) -> ExportedEngine:

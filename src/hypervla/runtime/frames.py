@@ -8,15 +8,18 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from hypervla.contracts import EpisodeReader, Observation, TaskContext, UserError
+from hypervla.contracts import EpisodeReader, Observation, TaskContext, UserError, WeightLayout
 from hypervla.runtime.compiler import Compiler
-from hypervla.runtime.task_policy import preprocess
+from hypervla.runtime.task_policy import NamedWeights, preprocess
+
+Inputs = tuple[NamedWeights, np.ndarray, np.ndarray | None]
 
 
 @dataclass(frozen=True)
 class Frames:
     """N observations as an engine takes them."""
 
+    layout: WeightLayout
     weights: Float32[np.ndarray, "N W"]
     images: UInt8[np.ndarray, "N C h w 3"]
     proprio: Float32[np.ndarray, "N P"] | None
@@ -27,15 +30,14 @@ class Frames:
     def __len__(self) -> int:
         return len(self.images)
 
-    def named(self, i: int) -> dict[str, np.ndarray]:
-        """One of them, as a batch by the names of an engine's inputs."""
-        named = zip(("weights", "images", "proprio"), self.row(i), strict=True)
-        return {name: value for name, value in named if value is not None}
+    def row(self, i: int) -> Inputs:
+        """One of them, as an engine takes it."""
+        return self.rows(slice(i, i + 1))
 
-    def row(self, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """One of them, as a batch."""
-        one = slice(i, i + 1)
-        return self.weights[one], self.images[one], None if self.proprio is None else self.proprio[one]
+    def rows(self, which: slice = slice(None)) -> Inputs:
+        """Some of them, as a batch."""
+        weights = self.layout.split(self.weights[which])
+        return weights, self.images[which], None if self.proprio is None else self.proprio[which]
 
 
 def recorded_frames(compiler: Compiler, reader: EpisodeReader, count: int, seed: int = 0) -> Frames:
@@ -91,6 +93,7 @@ def _frames(compiler: Compiler, contexts: Sequence[TaskContext], observed: Seque
         states = [np.asarray(observation.proprio, np.float32) for observation in observed]
         proprio = np.stack([compiler.normalizer.forward_proprio(state) for state in states])
     return Frames(
+        layout=engine.layout,
         weights=np.stack([policy.weights for policy in compiler.compile_many(contexts)]),
         images=np.stack([preprocess(observation.images, body, engine.image_size) for observation in observed]),
         proprio=proprio,

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from hypervla.models.diffusion import DiffusionHead
 from hypervla.models.generated import fixed_noise
-from hypervla.runtime.engines import INPUTS, OUTPUT, EngineCard
+from hypervla.runtime.engines import IMAGES, OUTPUT, PROPRIO, WEIGHTS, EngineCard, named_inputs
 from hypervla.runtime.frames import Frames
 from hypervla.runtime.torch_engine import TorchEngine
 
@@ -28,7 +29,7 @@ class ControlStep(nn.Module):
 
     def __init__(self, engine: TorchEngine) -> None:
         super().__init__()
-        self.backbone, self.policy, self.layout = engine.backbone, engine.policy, engine.layout
+        self.backbone, self.policy = engine.backbone, engine.policy
         self.noise: Tensor | None
         head, noise = self.policy.head, None
         if isinstance(head, DiffusionHead):  # a graph draws nothing: the noise that acting always takes is a constant
@@ -38,26 +39,28 @@ class ControlStep(nn.Module):
     def forward(
         self,
         images: UInt8[Tensor, "N C h w 3"],
-        weights: Float[Tensor, "N W"],
+        weights: dict[str, Float[Tensor, "N *shape"]],
         proprio: Float[Tensor, "N P"] | None = None,
     ) -> Float[Tensor, "N H A"]:
         """Normalised chunks."""
         cells = self.backbone(images.flatten(0, 1))[0]
         tokens = cells.unflatten(0, images.shape[:2]).flatten(1, 2).unsqueeze(1)
-        named, state = self.layout.split(weights), None if proprio is None else proprio.unsqueeze(1)
+        state = None if proprio is None else proprio.unsqueeze(1)
         head = self.policy.head
         if self.noise is None or not isinstance(head, DiffusionHead):
-            return self.policy.act(named, tokens, state)[:, 0]
-        features = self.policy.features(named, tokens, state)
-        return head.sample(named, features, self.noise.expand(-1, images.shape[0], -1, -1))[:, 0]
+            return self.policy.act(weights, tokens, state)[:, 0]
+        features = self.policy.features(weights, tokens, state)
+        return head.sample(weights, features, self.noise.expand(-1, images.shape[0], -1, -1))[:, 0]
 
 
 def to_onnx(step: ControlStep, card: EngineCard) -> Any:
     """The control step as an ONNX model with N free."""
     images = torch.zeros(2, card.cameras, card.image_size, card.image_size, 3, dtype=torch.uint8)
-    given = [images, torch.zeros(2, card.layout.size)]
+    weights = card.layout.split(torch.zeros(2, card.layout.size))
+    given, names = [images, weights], [IMAGES, *(WEIGHTS + name for name in weights)]
     if card.reads_proprio:
         given.append(torch.zeros(2, card.proprio_size))
+        names.append(PROPRIO)
     count = torch.export.Dim("N", min=1, max=MOST)
     with torch.inference_mode(), _quiet():
         program = torch.onnx.export(
@@ -66,8 +69,8 @@ def to_onnx(step: ControlStep, card: EngineCard) -> Any:
             dynamo=True,
             verbose=False,
             opset_version=OPSET,
-            dynamic_shapes=tuple({0: count} for _ in given),
-            input_names=list(INPUTS[: len(given)]),
+            dynamic_shapes=tree_map(lambda _: {0: count}, tuple(given)),
+            input_names=names,
             output_names=[OUTPUT],
         )
     assert program is not None
@@ -88,18 +91,18 @@ def quantised(graph: Any, frames: Frames) -> Any:
     with _quiet():
         return nncf.quantize(
             graph,
-            nncf.Dataset([frames.named(i) for i in range(len(frames))]),
+            nncf.Dataset([named_inputs(*frames.row(i)) for i in range(len(frames))]),
             subset_size=len(frames),
-            ignored_scope=nncf.IgnoredScope(names=_downstream(graph, set(INPUTS[1:]))),
+            ignored_scope=nncf.IgnoredScope(names=_downstream(graph)),
             advanced_parameters=nncf.AdvancedQuantizationParameters(
                 activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX
             ),
         )
 
 
-def _downstream(graph: Any, inputs: set[str]) -> list[str]:
-    """The nodes that anything of these inputs reaches."""
-    reached, nodes = set(inputs), []
+def _downstream(graph: Any) -> list[str]:
+    """The nodes that any input but the images reaches."""
+    reached, nodes = {x.name for x in graph.graph.input if x.name != IMAGES}, []
     for node in graph.graph.node:  # in an order in which they can be computed
         if reached & set(node.input):
             nodes.append(node.name)

@@ -44,6 +44,10 @@ class Prediction:
     policy_seconds: float
 
 
+NamedWeights = Mapping[str, Float32[np.ndarray, "N *shape"]]
+"""The weights of N task policies by the names of their layout, which nobody has to cut out of one vector any more."""
+
+
 @runtime_checkable
 class Engine(Protocol):
     """Runs the shared backbone and the base policy; generated weights are an input (runtime/engines.py)."""
@@ -55,7 +59,7 @@ class Engine(Protocol):
 
     def run(
         self,
-        weights: Float32[np.ndarray, "N W"],
+        weights: NamedWeights,
         images: UInt8[np.ndarray, "N C h w 3"],
         proprio: Float32[np.ndarray, "N P"] | None,
     ) -> Prediction: ...
@@ -129,12 +133,13 @@ class TaskPolicy:
         self.weights, self.card, self.engine = weights, card, engine
         self.layout, self.embodiment, self.instruction = engine.layout, card.embodiment, card.instruction
         self.last_timing = Timing(0.0, 0.0, 0.0)
+        self._alone: StackedPolicies | None = None
 
     def act(self, observation: Observation) -> ActionChunk:
         """The next H actions in the robot's units. Raises UserError for an observation this robot cannot have made."""
-        stacked = stack([self])
-        (chunk,) = stacked.act([observation])
-        self.last_timing = stacked.last_timing
+        self._alone = self._alone or stack([self])
+        (chunk,) = self._alone.act([observation])
+        self.last_timing = self._alone.last_timing
         return chunk
 
     def save(self, path: Path) -> None:
@@ -166,8 +171,9 @@ class StackedPolicies:
         self.engine = policies[0].engine
         for policy in policies:
             self._check(policy)
-        self._room = np.stack([policy.weights for policy in policies])
-        """Rows of weights: those of the policies, and behind them room for more."""
+        self._room = self.engine.layout.split(np.stack([policy.weights for policy in policies]))
+        """Each tensor of the policies, and behind them room for more."""
+        self._room = {name: np.ascontiguousarray(rows) for name, rows in self._room.items()}
         self.last_timing = Timing(0.0, 0.0, 0.0)
 
     def __len__(self) -> int:
@@ -177,16 +183,16 @@ class StackedPolicies:
         """Another task policy at this place. Raises UserError for one of another backbone, or a place that is none."""
         self._check(policy)
         self._check_place(place)
-        self.policies[place], self._room[place] = policy, policy.weights
+        self._put(place, policy)
 
     def add(self, policy: TaskPolicy) -> int:
         """One more task policy, and its place. Raises UserError for one of another backbone."""
         self._check(policy)
         place = len(self.policies)
-        if place == len(self._room):  # twice the room, so that adding one by one copies each row a few times at most
-            self._room = np.concatenate([self._room, np.empty_like(self._room)])
+        if place == len(next(iter(self._room.values()))):  # twice the room: each row is copied a few times at most
+            self._room = {name: np.concatenate([rows, np.empty_like(rows)]) for name, rows in self._room.items()}
         self.policies.append(policy)
-        self._room[place] = policy.weights
+        self._put(place, policy)
         return place
 
     def remove(self, place: int) -> None:
@@ -197,7 +203,12 @@ class StackedPolicies:
             raise UserError("Stacking needs at least one task policy: replace the last one, or drop the stack.")
         last = self.policies.pop()
         if place < len(self.policies):
-            self.policies[place], self._room[place] = last, last.weights
+            self._put(place, last)
+
+    def _put(self, place: int, policy: TaskPolicy) -> None:
+        self.policies[place] = policy
+        for name, tensor in self.engine.layout.split(policy.weights).items():
+            self._room[name][place] = tensor
 
     def _check(self, policy: TaskPolicy) -> None:
         if policy.engine.backbone_digest != self.engine.backbone_digest:
@@ -220,7 +231,8 @@ class StackedPolicies:
             pairs = zip(self.policies, observations, strict=True)
             proprio = np.stack([p.card.normalizer.forward_proprio(np.asarray(o.proprio, np.float32)) for p, o in pairs])
         preprocessing = time.perf_counter() - began
-        prediction = self.engine.run(self._room[: len(self.policies)], images, proprio)
+        weights = {name: rows[: len(self.policies)] for name, rows in self._room.items()}
+        prediction = self.engine.run(weights, images, proprio)
         self.last_timing = Timing(preprocessing, prediction.backbone_seconds, prediction.policy_seconds)
         if not np.isfinite(prediction.chunks).all():
             raise UserError("The policy's actions hold NaN or infinite numbers: stop the robot and check the inputs.")

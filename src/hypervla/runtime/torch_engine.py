@@ -13,7 +13,7 @@ from torch import nn
 from hypervla import checkpoint
 from hypervla.models.generated import fixed_noise
 from hypervla.models.hypervla import HyperVLAConfig
-from hypervla.runtime.task_policy import Prediction
+from hypervla.runtime.task_policy import NamedWeights, Prediction
 
 
 class TorchEngine:
@@ -35,7 +35,7 @@ class TorchEngine:
     @torch.inference_mode()
     def run(
         self,
-        weights: Float32[np.ndarray, "N W"],
+        weights: NamedWeights,
         images: UInt8[np.ndarray, "N C h w 3"],
         proprio: Float32[np.ndarray, "N P"] | None,
     ) -> Prediction:
@@ -46,7 +46,7 @@ class TorchEngine:
         self._finish()
         middle = time.perf_counter()
         state = None if proprio is None else torch.from_numpy(proprio).to(self.device).unsqueeze(1)
-        named = self.layout.split(torch.from_numpy(weights).to(self.device))
+        named = {name: torch.from_numpy(rows).to(self.device) for name, rows in weights.items()}
         chunks = self.policy.act(named, tokens, state, fixed_noise(self.device))[:, 0].cpu().numpy()
         return Prediction(chunks, middle - began, time.perf_counter() - middle)
 
