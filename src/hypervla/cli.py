@@ -227,6 +227,7 @@ def evaluate(
     against: Path | None = None,
     execution: Execution = "temporal-ensemble",
     device: Device = "cpu",
+    engine: Path | None = None,
 ) -> None:
     """Roll a checkpoint out on a suite; print success per task and write results.json and report.html.
 
@@ -242,6 +243,7 @@ def evaluate(
         out: Folder for the report.
         held_out_instructions: Ask with the paraphrases kept out of training.
         against: Folder of an earlier evaluation on the same scenes: also print what changed, scene by scene.
+        engine: An exported engine that the policies act on, in place of PyTorch.
     """
     from rich.console import Console
 
@@ -266,6 +268,7 @@ def evaluate(
             workers=workers,
             device=check_device(device),
             instructions="held_out" if held_out_instructions else "canonical",
+            engine=engine,
             on_trial=on_trial,
         )
     page = report.write(results, film.load_filmstrips(out / "films"), out)

@@ -89,6 +89,19 @@ def test_any_number_of_task_policies_act_as_in_eager_pytorch(path: Path, compile
     assert not np.allclose(found[0].actions, found[-1].actions, atol=1e-3) or count == 1
 
 
+def test_a_compilers_policies_act_on_it_when_told_so(path: Path, compiler: Compiler, text_folder: Path, tmp_path: Path):
+    before = compiler.compile("find the goal", tiny.observation().images)
+    engine = open_engine(path)
+    compiler.use(engine)
+    policy = compiler.compile("find the goal", tiny.observation().images)
+    assert policy.engine is engine
+    seen = tiny.observation(9)
+    np.testing.assert_allclose(policy.act(seen).actions, before.act(seen).actions, atol=1e-5)
+    tiny.save_checkpoint(tmp_path, tiny.convolutional(text_folder), seed=1)
+    with pytest.raises(UserError, match="The engine runs the backbone .*: export it again"):
+        load(tmp_path).use(engine)
+
+
 def test_its_policies_keep_the_contract(path: Path, compiler: Compiler) -> None:
     engine, (policy,) = open_engine(path), policies(compiler, 1)
     check_policy(lambda: bound(policy, engine), tiny.observation)

@@ -45,6 +45,8 @@ class Conditions:
     device: str
     commit: str
     """Commit of the code that ran."""
+    engine: str | None = None
+    """Runtime, precision and sha256 of an exported engine; None is eager PyTorch."""
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Conditions:

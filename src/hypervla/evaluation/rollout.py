@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from hypervla.evaluation.results import Conditions, Journal, Results, Trial
 from hypervla.evaluation.suites import InstructionSet, Suite, environment_seed
 from hypervla.evaluation.trial import Load, Ticket, check_embodiment, load_compiler, roll_out, tickets
 from hypervla.evaluation.workers import Crew, Job
+from hypervla.runtime.engines import open_engine
 from hypervla.runtime.execution import Execution
 from hypervla.runtime.provenance import code_commit, cores, machine
 
@@ -30,6 +32,7 @@ def evaluate(
     workers: int | None = None,
     device: str = "cpu",
     instructions: InstructionSet = "canonical",
+    engine: Path | None = None,
     on_trial: Callable[[Trial, int, int], None] = lambda trial, done, total: None,
     load: Load | None = None,
 ) -> Results:
@@ -37,7 +40,8 @@ def evaluate(
 
     Every finished trial is kept in OUT/results.jsonl, so that the same call goes on where an interrupted one stopped
     and a different one is refused. `on_trial(trial, done, total)` hears of each. Films of the first trial of each task
-    lie in OUT/films. Raises UserError for what the user can put right, KeyboardInterrupt with one line on Ctrl-C.
+    lie in OUT/films. With `engine` the policies act on an exported one. Raises UserError for what the user can put
+    right, KeyboardInterrupt with one line on Ctrl-C.
     """
     if trials < 1:
         raise UserError(f"An evaluation wants at least 1 trial a task, but {trials} came.")
@@ -46,7 +50,7 @@ def evaluate(
     started = time.perf_counter()
     asked = tickets(suite, trials=trials, seed=seed, instructions=instructions)
     workers = min(workers or cores(), len(asked))
-    load = load or partial(load_compiler, robot=suite.embodiment.name)
+    load = load or partial(load_compiler, robot=suite.embodiment.name, engine=engine)
     job = Job(checkpoint, suite, execution, device, load, films=out / "films", threads=max(1, cores() // workers))
     with Crew(job, workers) as crew:
         model = crew.ready()
@@ -64,6 +68,7 @@ def evaluate(
             checkpoint=model.digest,
             device=device,
             commit=code_commit(),
+            engine=None if engine is None else describe_engine(engine),
         )
         with closing(Journal(out / "results.jsonl", conditions)) as journal:
             kept = journal.records
@@ -84,6 +89,12 @@ def evaluate(
     results = Results.of(conditions, kept.values(), provenance)
     results.save(out / "results.json")
     return results
+
+
+def describe_engine(path: Path) -> str:
+    """Runtime, precision and sha256 of an engine. Raises UserError for a damaged one."""
+    card = open_engine(path).card
+    return f"{card.runtime} {card.precision} {hashlib.sha256(path.read_bytes()).hexdigest()}"
 
 
 def act(

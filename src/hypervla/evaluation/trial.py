@@ -51,12 +51,21 @@ Load = Callable[[Path, str], Compiler]
 """Loads a checkpoint onto a device."""
 
 
-def load_compiler(checkpoint: Path, device: str, *, robot: str) -> Compiler:
-    """The compiler of runtime/ for that robot, or the only one it knows; imported here because it brings PyTorch."""
-    from hypervla.checkpoint import read_card
-    from hypervla.runtime.compiler import load
+def load_compiler(checkpoint: Path, device: str, *, robot: str, engine: Path | None = None) -> Compiler:
+    """The compiler of runtime/ for that robot, or the only one it knows; with `engine` its policies act on that. It is
+    imported here because it brings PyTorch."""
+    import torch
 
-    return load(checkpoint, device=device, robot=robot if robot in read_card(checkpoint).robots else None)
+    from hypervla import checkpoint as checkpoints
+    from hypervla.runtime import compiler
+    from hypervla.runtime.engines import open_engine
+
+    known = robot if robot in checkpoints.read_card(checkpoint).robots else None
+    if engine is None:
+        return compiler.load(checkpoint, device=device, robot=known)
+    loaded = compiler.load_compiler(checkpoint, device=device, robot=known)
+    loaded.use(open_engine(engine, torch.get_num_threads()))
+    return loaded
 
 
 @dataclass(frozen=True)

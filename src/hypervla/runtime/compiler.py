@@ -19,7 +19,7 @@ from hypervla.models.familiarity import KnownContexts
 from hypervla.models.hypervla import HyperVLA
 from hypervla.remembered import Remembered
 from hypervla.runtime.monolithic import Teller
-from hypervla.runtime.task_policy import TaskPolicy, TaskPolicyCard, preprocess
+from hypervla.runtime.task_policy import Engine, TaskPolicy, TaskPolicyCard, preprocess
 from hypervla.runtime.torch_engine import TorchEngine
 
 
@@ -55,8 +55,18 @@ class Compiler:
         own = Robot.from_json(about.robot(robot))
         self.embodiment, self.normalizer = own.embodiment, own.normalizer
         self.engine = TorchEngine(model.backbone, about.hypervla(), backbone_digest, device)
+        self.acts_on: Engine = self.engine
         self.known, self.refuse_unfamiliar = known, False
         self.remembered: Remembered[str, Written] = Remembered(remember)
+
+    def use(self, engine: Engine) -> None:
+        """Task policies that are compiled from now on act on this engine. Raises UserError for another backbone's."""
+        if engine.backbone_digest != self.engine.backbone_digest:
+            raise UserError(
+                f"The engine runs the backbone {engine.backbone_digest[:12]}…, but this checkpoint's is "
+                f"{self.engine.backbone_digest[:12]}…: export it again."
+            )
+        self.acts_on = engine
 
     def compile(self, instruction: str, images: Image | Mapping[str, Image]) -> TaskPolicy:
         """The task policy for an instruction and the episode's first image, of the only camera or by camera name.
@@ -75,7 +85,7 @@ class Compiler:
         keys = [self._key(context) for context in contexts]
         written = self.remembered.many(keys, lambda missing: self._write([contexts[i] for i in missing]))
         pairs = zip(written, contexts, strict=True)
-        return [TaskPolicy(one.weights, self._card(context, one.distance), self.engine) for one, context in pairs]
+        return [TaskPolicy(one.weights, self._card(context, one.distance), self.acts_on) for one, context in pairs]
 
     @torch.inference_mode()
     def _write(self, contexts: Sequence[TaskContext]) -> list[Written]:
