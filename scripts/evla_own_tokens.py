@@ -55,5 +55,9 @@ def main() -> None:
             )
 
 
+def _rounded(values: torch.Tensor) -> list[float]:
+    return [round(value, 3) for value in values.tolist()]
+
+
 if __name__ == "__main__":
     main()
