@@ -50,9 +50,7 @@ def main() -> None:
         for words, found in (("true tokens before", told), ("its own before", own)):
             right = (found == true).float().mean(0)
             off = (values_of(found + 1) - values_of(true + 1)).abs().mean(0)
-            print(
-                f"  {words}: right {[round(x, 3) for x in right.tolist()]}, off {[round(x, 3) for x in off.tolist()]}"
-            )
+            print(f"  {words}: right {_rounded(right)}, off {_rounded(off)}")
 
 
 def _rounded(values: torch.Tensor) -> list[float]:
