@@ -212,6 +212,16 @@ def test_every_head_is_exported(text_folder: Path, tmp_path: Path, head) -> None
     np.testing.assert_allclose(found.actions, policy.act(tiny.observation(7)).actions, atol=1e-5)
 
 
+def test_a_model_without_proprio_is_exported(text_folder: Path, tmp_path: Path) -> None:
+    config = tiny.convolutional(text_folder)
+    config = replace(config, policy=replace(config.policy, proprio_size=0))
+    tiny.save_checkpoint(tmp_path / "checkpoint", config)
+    compiler = load(tmp_path / "checkpoint")
+    card = export(compiler, tmp_path / "engine.onnx", "onnx", "fp32", random_frames(compiler, 2))
+    assert not card.reads_proprio
+    assert open_engine(tmp_path / "engine.onnx").card.proprio_size == 0
+
+
 def light_environment(folder: Path, extra: str) -> Path:
     """What `pip install hypervla[EXTRA]` brings and nothing else, as links to what is installed here."""
     todo, done = [("hypervla", {extra})], set()

@@ -57,19 +57,20 @@ def to_onnx(step: ControlStep, card: EngineCard) -> Any:
     """The control step as an ONNX model with N free."""
     images = torch.zeros(2, card.cameras, card.image_size, card.image_size, 3, dtype=torch.uint8)
     weights = card.layout.split(torch.zeros(2, card.layout.size))
-    given, names = [images, weights], [IMAGES, *(WEIGHTS + name for name in weights)]
+    given: dict[str, Any] = {"images": images, "weights": weights}  # by name: the exporter takes a last dict for names
+    names = [IMAGES, *(WEIGHTS + name for name in weights)]
     if card.reads_proprio:
-        given.append(torch.zeros(2, card.proprio_size))
+        given["proprio"] = torch.zeros(2, card.proprio_size)
         names.append(PROPRIO)
     count = torch.export.Dim("N", min=1, max=MOST)
     with torch.inference_mode(), _quiet():
         program = torch.onnx.export(
             step,
-            tuple(given),
+            kwargs=given,
             dynamo=True,
             verbose=False,
             opset_version=OPSET,
-            dynamic_shapes=tree_map(lambda _: {0: count}, tuple(given)),
+            dynamic_shapes=tree_map(lambda _: {0: count}, given),
             input_names=names,
             output_names=[OUTPUT],
         )
