@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32
@@ -36,6 +36,7 @@ PRECISIONS: dict[Runtime, tuple[Precision, ...]] = {
 WRITERS = ("hypervla", "torch", "onnx", "onnxscript", "nncf", "onnxruntime", "openvino")
 
 
+@runtime_checkable
 class Exportable(Protocol):
     """A control step and its robot; a Compiler is one."""
 
