@@ -212,6 +212,17 @@ def test_every_head_is_exported(text_folder: Path, tmp_path: Path, head) -> None
     np.testing.assert_allclose(found.actions, policy.act(tiny.observation(7)).actions, atol=1e-5)
 
 
+def test_a_transformers_linear_maps_are_put_into_eight_bits(text_folder: Path, vision_folder: Path, tmp_path: Path):
+    """Its class token asks how many images there are, which the graph may read off any input."""
+    config = tiny.paper_shaped(text_folder, vision_folder)
+    tiny.save_checkpoint(tmp_path / "checkpoint", config)
+    compiler = load(tmp_path / "checkpoint")
+    frames = random_frames(compiler, 4)
+    export(compiler, tmp_path / "engine.onnx", "onnx", "int8", frames, calibration=frames, tolerance=1.0)
+    nodes = onnx.load(tmp_path / "engine.onnx").graph.node
+    assert sum(node.op_type == "QuantizeLinear" for node in nodes) >= 4 * config.backbone.layers
+
+
 def test_a_model_without_proprio_is_exported(text_folder: Path, tmp_path: Path) -> None:
     config = tiny.convolutional(text_folder)
     config = replace(config, policy=replace(config.policy, proprio_size=0))

@@ -116,6 +116,7 @@ def _open_onnx(path: Path, threads: int | None) -> ExportedEngine:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what is wrong is said below, in one sentence
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # a robot's processor has other work too
     if threads is not None:
         options.intra_op_num_threads = threads
     data = _checked(path)

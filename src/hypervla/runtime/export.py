@@ -20,7 +20,7 @@ from hypervla.embodiment import Embodiment
 from hypervla.runtime import engines
 from hypervla.runtime.engines import CARD, ENDINGS, EngineCard, Precision, Runtime
 from hypervla.runtime.frames import Frames
-from hypervla.runtime.graph import ControlStep, quantised, to_onnx
+from hypervla.runtime.graph import ControlStep, quantised, to_onnx, to_openvino
 from hypervla.runtime.provenance import version
 from hypervla.runtime.signature import sign
 from hypervla.runtime.task_policy import Engine
@@ -92,6 +92,8 @@ def export(
         versions={name: found for name in WRITERS if (found := version(name))},
     )
     graph = to_onnx(ControlStep(reference).eval(), card)
+    if runtime == "openvino":
+        graph = to_openvino(graph)
     if precision == "int8" and calibration is not None:
         graph = quantised(graph, calibration)
     write = {"onnx": _write_onnx, "openvino": _write_openvino}[runtime]
@@ -139,7 +141,7 @@ def _write_onnx(graph: Any, card: EngineCard, path: Path) -> None:
 def _write_openvino(graph: Any, card: EngineCard, path: Path) -> None:
     import openvino
 
-    model = openvino.Core().read_model(graph.SerializeToString())
+    model = graph.clone()
     constants = path.with_suffix(".bin")
     half = card.precision == "fp16"
     openvino.save_model(model, path, compress_to_fp16=half)

@@ -78,9 +78,16 @@ def to_onnx(step: ControlStep, card: EngineCard) -> Any:
     return program.model_proto
 
 
+def to_openvino(graph: Any) -> Any:
+    """An ONNX graph as OpenVINO's."""
+    import openvino
+
+    return openvino.Core().read_model(graph.SerializeToString())
+
+
 def quantised(graph: Any, frames: Frames) -> Any:
-    """The graph with its backbone in eight bits (NNCF, after training). The base policy stays as it is: its weights are
-    not known yet, and it is a small part of the work.
+    """The graph, of ONNX or OpenVINO, with its backbone in eight bits (NNCF, after training). The base policy stays as
+    it is: its weights are not known yet, and it is a small part of the work.
 
     Activations keep the whole range that the frames show: the mean of their extremes, which is NNCF's default, cuts off
     what a few frames need (docs/log.md).
@@ -89,26 +96,46 @@ def quantised(graph: Any, frames: Frames) -> Any:
     from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
     logging.getLogger("nncf").setLevel(logging.ERROR)
+    nodes = _onnx_nodes(graph) if hasattr(graph, "graph") else _openvino_nodes(graph)
     with _quiet():
         return nncf.quantize(
             graph,
             nncf.Dataset([named_inputs(*frames.row(i)) for i in range(len(frames))]),
             subset_size=len(frames),
-            ignored_scope=nncf.IgnoredScope(names=_downstream(graph)),
+            ignored_scope=nncf.IgnoredScope(names=_downstream(nodes), validate=False),
             advanced_parameters=nncf.AdvancedQuantizationParameters(
                 activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX
             ),
         )
 
 
-def _downstream(graph: Any) -> list[str]:
+Nodes = list[tuple[str, set[str], set[str]]]
+"""Name, inputs and outputs of each node, in an order in which they can be computed; without those that ask how many
+task policies there are, since the backbone may ask that of any input."""
+
+
+def _onnx_nodes(graph: Any) -> Nodes:
+    inputs: Nodes = [(x.name, set(), {x.name}) for x in graph.graph.input]
+    numbers = [node for node in graph.graph.node if node.op_type != "Shape"]
+    return inputs + [(node.name, set(node.input), set(node.output)) for node in numbers]
+
+
+def _openvino_nodes(graph: Any) -> Nodes:
+    def before(node: Any) -> set[str]:
+        return {x.get_source_output().get_node().get_friendly_name() for x in node.inputs()}
+
+    numbers = [node for node in graph.get_ordered_ops() if node.get_type_name() != "ShapeOf"]
+    return [(name, before(node), {name}) for node in numbers if (name := node.get_friendly_name())]
+
+
+def _downstream(nodes: Nodes) -> list[str]:
     """The nodes that any input but the images reaches."""
-    reached, nodes = {x.name for x in graph.graph.input if x.name != IMAGES}, []
-    for node in graph.graph.node:  # in an order in which they can be computed
-        if reached & set(node.input):
-            nodes.append(node.name)
-            reached |= set(node.output)
-    return nodes
+    reached, names = set(), []
+    for name, inputs, outputs in nodes:
+        if name == PROPRIO or name.startswith(WEIGHTS) or reached & inputs:
+            names.append(name)
+            reached |= outputs
+    return names
 
 
 @contextmanager
