@@ -122,7 +122,7 @@ def engines(
 def _hypervla(name: str) -> Any:
     """A recipe's model, which has to be a HyperVLA, and the robot that it is made for. Raises UserError for another."""
     from hypervla.contracts import UserError
-    from hypervla.embodiment import METAWORLD_SAWYER, WIDOWX
+    from hypervla.embodiment import EMBODIMENTS
     from hypervla.models.hypervla import HyperVLAConfig
     from hypervla.models.interface import family
     from hypervla.training.recipes import recipe
@@ -130,7 +130,7 @@ def _hypervla(name: str) -> Any:
     model = recipe(name).model
     if not isinstance(model, HyperVLAConfig):
         raise UserError(f"Engines run HyperVLA's control step, but {name} is the model {family(model)}.")
-    return model, next(robot for robot in (WIDOWX, METAWORLD_SAWYER) if robot.action_size == model.action_size)
+    return model, next(robot for robot in EMBODIMENTS.values() if robot.action_size == model.action_size)
 
 
 def _models(rows: Any, scale: str) -> dict[str, Any]:

@@ -24,6 +24,7 @@ EXTRAS = {
     "openvino": "openvino",
     "onnx": "export",
     "onnxscript": "export",
+    "nncf": "export",
 }
 """The extra that installs each optional package, by import name."""
 

@@ -89,11 +89,14 @@ def contexts(
         paraphrases: JSON with other ways to say instructions, as train takes it.
     """
     from hypervla.arguments import check_device, find_checkpoint, told
+    from hypervla.contracts import UserError
     from hypervla.data.opening import open_mixture
     from hypervla.training.contexts import keep_contexts
 
     mixture = open_mixture(data, named=None, told=told(robot, rows, cameras, paraphrases))
     known = keep_contexts(find_checkpoint(str(checkpoint)), mixture, check_device(device))
+    if known is None:
+        raise UserError("No episode of the data says what is to be done, so there are no contexts to know.")
     print(f"99.9 % of the contexts are within a distance of {known.limit:.1f}; compile says what is farther.")
 
 

@@ -79,9 +79,10 @@ def attention(
     if not exporting and (query.device.type != "cpu" or not torch.is_grad_enabled()):
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-    if mask is not None:
-        hidden = torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, float("-inf"))
-        scores = scores + hidden if exporting else scores.masked_fill(~mask, float("-inf"))
+    if mask is not None and exporting:  # a constant of the graph
+        scores = scores + torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, float("-inf"))
+    elif mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
     return scores.softmax(-1).to(value.dtype) @ value
 
 

@@ -24,11 +24,11 @@ TOGETHER = 64
 Context = tuple[str, UInt8[np.ndarray, "C h w 3"]]
 
 
-def keep_contexts(folder: Path, mixture: Mixture, device: str = "cpu", seed: int = 0) -> KnownContexts:
+def keep_contexts(folder: Path, mixture: Mixture, device: str = "cpu", seed: int = 0) -> KnownContexts | None:
     """Fit the contexts that a finished checkpoint was trained with and keep them beside its weights; the limit is set
-    with held-back episodes, where there are any.
+    with held-back episodes, where there are any. None for data that never says what is to be done.
 
-    Raises UserError for a model that reads no task contexts, and for data that never says what is to be done.
+    Raises UserError for a model that reads no task contexts.
     """
     model, _, _ = checkpoint.load(folder, device)
     if not isinstance(model, HyperVLA):
@@ -37,7 +37,7 @@ def keep_contexts(folder: Path, mixture: Mixture, device: str = "cpu", seed: int
     fitted = draw(mixture, FITTED, model.config.image_size, random, held_back=False)
     judged = draw(mixture, JUDGED, model.config.image_size, random, held_back=True)
     if not fitted:
-        raise UserError("No episode of the data says what is to be done, so there are no contexts to know.")
+        return None
     known = KnownContexts.fit(embed(model, fitted, device), embed(model, judged, device) if judged else None)
     checkpoint.add_contexts(folder, known)
     return known
