@@ -100,3 +100,16 @@ def test_a_model_without_contexts_is_refused(text_folder: Path, point_data: Path
     checkpoint.save(tmp_path, weights, config=model, robots={}, provenance={}, dtype=torch.float32)
     with pytest.raises(UserError, match="a model without a hypernetwork"):
         keep_contexts(tmp_path, open_mixture([point_data]))
+
+
+def test_data_that_says_nothing_leaves_the_checkpoint_as_it_is(
+    copy: Path, point_data: Path, monkeypatch, capsys
+) -> None:
+    before = (copy / checkpoint.CARD).read_bytes()
+    mixture = open_mixture([point_data])
+    monkeypatch.setattr(type(mixture.readers[0]), "instruction", lambda reader, row: "")
+    assert keep_contexts(copy, mixture) is None
+    with pytest.raises(SystemExit):
+        cli.main(["contexts", str(copy), "--data", str(point_data)])
+    assert "No episode of the data says what is to be done" in capsys.readouterr().err
+    assert (copy / checkpoint.CARD).read_bytes() == before
