@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -47,7 +47,7 @@ def table3(
         precision=precision,
         seconds=check_seconds(seconds),
     )
-    _print(found, lambda: tables.show(rows, found), as_json)
+    _print(found, lambda: [tables.show(rows, found), *_skipped(found)], as_json)
 
 
 @bench_app.command
@@ -78,7 +78,7 @@ def evla(
         "seconds": check_seconds(seconds),
     }
     found = tables.run_evla(_models(tables.WRITERS, scale), trace=not no_trace, **options)
-    _print(found, lambda: tables.show_evla(found), as_json)
+    _print(found, lambda: [tables.show_evla(found), *_skipped(found)], as_json)
 
 
 @bench_app.command
@@ -86,6 +86,8 @@ def engines(
     *,
     models: tuple[str, ...] = ("paper", "metaworld_small"),
     batches: tuple[int, ...] = (1, 8, 64),
+    device: Device = "cpu",
+    beside: tuple[str, ...] = (),
     threads: int | None = None,
     seconds: Seconds = 10.0,
     out: Path | None = None,
@@ -99,16 +101,20 @@ def engines(
     Args:
         models: Recipes of HyperVLA, with random weights.
         batches: Task policies in a call, each with an observation of its own.
+        beside: Recipes of other models whose step is timed in the same run, in bfloat16.
         threads: Of the processor; all of them when not given.
         out: Folder in which to write the numbers, a page of them and a chart.
     """
-    from hypervla.arguments import check_seconds
+    from hypervla.arguments import check_device, check_seconds
     from hypervla.benchmark import engines as bench
     from hypervla.benchmark import performance
     from hypervla.runtime.provenance import cores
+    from hypervla.training.recipes import recipe
 
     found = bench.run(
         {name: _hypervla(name) for name in models},
+        device=check_device(device),
+        beside={name: recipe(name).model for name in beside},
         batches=batches,
         seconds=check_seconds(seconds),
         threads=cores() if threads is None else threads,
@@ -116,7 +122,7 @@ def engines(
     )
     if out is not None:
         performance.write(found, out)
-    _print(found, lambda: performance.tables(found), as_json)
+    _print(found, lambda: [performance.tables(found)], as_json)
 
 
 def _hypervla(name: str) -> Any:
@@ -140,17 +146,21 @@ def _models(rows: Any, scale: str) -> dict[str, Any]:
     return {name: recipe(name).model for name in dict.fromkeys(row.recipe(scale) for row in rows)}
 
 
-def _print(found: dict[str, Any], table: Callable[[], Any], as_json: bool) -> None:
-    """The table and what did not fit, or the numbers only."""
+def _skipped(found: dict[str, Any]) -> list[str]:
+    """Why some systems were not timed."""
+    return list(dict.fromkeys(system["skipped"] for system in found["systems"] if system["skipped"]))
+
+
+def _print(found: dict[str, Any], shown: Callable[[], Iterable[Any]], as_json: bool) -> None:
+    """What is shown to a person, or the numbers only."""
     if as_json:
         print(json.dumps(found, indent=2))
         return
     from rich.console import Console
 
     console = Console()
-    console.print(table())
-    for reason in dict.fromkeys(system["skipped"] for system in found.get("systems", []) if system["skipped"]):
-        console.print(reason)
+    for part in shown():
+        console.print(part)
 
 
 def info(name: Positional[str], /, *, as_json: Json = False) -> None:

@@ -227,7 +227,7 @@ def evaluate(
     against: Path | None = None,
     execution: Execution = "temporal-ensemble",
     device: Device = "cpu",
-    engine: Path | None = None,
+    engine: str | None = None,
 ) -> None:
     """Roll a checkpoint out on a suite; print success per task and write results.json and report.html.
 
@@ -243,7 +243,8 @@ def evaluate(
         out: Folder for the report.
         held_out_instructions: Ask with the paraphrases kept out of training.
         against: Folder of an earlier evaluation on the same scenes: also print what changed, scene by scene.
-        engine: An exported engine that the policies act on, in place of PyTorch.
+        engine: What the policies act on in place of eager PyTorch: the file of an exported engine, or cuda:fp16 (bf16,
+            fp8, fp32) for the fast path of a GPU.
     """
     from rich.console import Console
 

@@ -25,6 +25,7 @@ def export(
     precision: Precision = "fp32",
     data: str | None = None,
     tolerance: float | None = None,
+    batch: int | None = None,
     robot: str | None = None,
     device: Device = "cpu",
 ) -> None:
@@ -41,14 +42,17 @@ def export(
             check without one.
         tolerance: Largest difference of an action, as a share of its range at the 99th percentile; 1e-4 for fp32 and
             1e-2 for the others when not given.
+        batch: Most task policies in one call; 4,096 when not given, with TensorRT 64.
         robot: Which of the robots the checkpoint was trained on, when there are several.
     """
     from hypervla.arguments import check_device, find_checkpoint
     from hypervla.data.opening import open_dataset
     from hypervla.runtime.compiler import load_compiler
+    from hypervla.runtime.export import MOST_ON_TENSORRT, MOST_POLICIES
     from hypervla.runtime.export import export as write
     from hypervla.runtime.frames import random_frames, recorded_frames
 
+    most = batch or (MOST_ON_TENSORRT if engine == "tensorrt" else MOST_POLICIES)
     compiler = load_compiler(find_checkpoint(checkpoint), check_device(device), robot)
     calibration = None
     if data is None:
@@ -58,7 +62,9 @@ def export(
         frames = recorded_frames(compiler, reader, FRAMES, seed=1)
         if precision == "int8":
             calibration = recorded_frames(compiler, reader, CALIBRATION)
-    card = write(compiler, out, engine, precision, frames, calibration=calibration, tolerance=tolerance)
+    card = write(
+        compiler, out, engine, precision, frames, calibration=calibration, tolerance=tolerance, most_policies=most
+    )
     found = card.checked
     print(
         f"Wrote {out}: on {found['of']} its actions differ from PyTorch's by {found['p99']:.1e} of their range at the "

@@ -6,6 +6,7 @@ import json
 import time
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from tests import tiny
@@ -14,16 +15,19 @@ from torch import nn
 
 from hypervla import cli
 from hypervla.benchmark import engines, performance
-from hypervla.benchmark.engines import EAGER, Subject, in_turn
-from hypervla.benchmark.floor import Products, floor
+from hypervla.benchmark.engines import EAGER, in_turn
+from hypervla.benchmark.floor import Products, as_onnx, floors, products_of
 from hypervla.runtime.engines import Precision
 
 
-def test_calls_are_timed_in_turn() -> None:
+def test_calls_are_timed_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     times = in_turn({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 0.0)
-    assert order[2 * engines.WARM_UP :] == ["a", "b"] * engines.LEAST
-    assert {name: len(taken) for name, taken in times.items()} == {"a": engines.LEAST, "b": engines.LEAST}
+    assert order[2 * engines.WARM_UP :] == ["a", "b"] * engines.ROUNDS
+    assert {name: len(taken) for name, taken in times.items()} == {"a": engines.ROUNDS, "b": engines.ROUNDS}
+    monkeypatch.setattr(engines, "LONG", 0.0)
+    times = in_turn({"a": lambda: order.append("c")}, 0.0)
+    assert order.count("c") == 1 + engines.LONG_ROUNDS
 
 
 def test_a_time_is_that_of_its_call() -> None:
@@ -47,9 +51,13 @@ def test_the_floor_is_the_models_own_products() -> None:
         model, x = Small(), torch.empty(2, 3, 9, 9)
     with Products() as wanted:
         model(x)
-    run = floor(model, (x,), torch.device("cpu"), torch.float32)
+    counts = products_of(model, (x,))
+    calls = floors(counts, torch.device("cpu"), torch.float32, threads=1)
+    assert set(calls) == {"PyTorch", "ONNX Runtime", "OpenVINO"}
+    for call in calls.values():
+        call()
     with Products() as found:
-        run()
+        calls["PyTorch"]()
     assert {
         name: sum(n for key, n in found.counts.items() if key[0] is name) for name in {k[0] for k in found.counts}
     } == {
@@ -60,10 +68,21 @@ def test_the_floor_is_the_models_own_products() -> None:
     assert sum(found.counts.values()) == sum(wanted.counts.values())
 
 
+def test_every_product_of_the_graph_has_weights_of_its_own() -> None:
+    """Or a runtime would compute one of them and take it for all."""
+    with torch.device("meta"):
+        model, x = Small(), torch.empty(2, 3, 9, 9)
+    data, inputs = as_onnx(products_of(model, (x,)))
+    nodes = onnx.load_from_string(data).graph.node
+    assert sorted(node.op_type for node in nodes) == ["Conv", "MatMul", "MatMul", "MatMul"]
+    assert len({tuple(node.input) for node in nodes}) == len(nodes)
+    assert {array.shape for array in inputs.values()} >= {(2, 3, 9, 9), (2, 16, 5), (2, 5, 16)}
+
+
 @pytest.fixture
 def one_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     kinds: list[tuple[str, Precision]] = [("onnx", "fp32")]
-    monkeypatch.setattr(engines, "installed", lambda: kinds)
+    monkeypatch.setattr(engines, "installed", lambda device: kinds)
 
 
 @pytest.mark.traced
@@ -76,22 +95,23 @@ def test_every_engine_stands_beside_the_floor(text_folder: Path, tmp_path: Path)
     ]
     for row in found["rows"]:
         assert 0 < row["p50"] <= row["p95"] <= row["p99"]
-        assert row["times_floor"] == pytest.approx(row["p50"] / row["floor"])
+        assert row["times_floor"] == pytest.approx(row["p50"] / min(row["floors"].values()))
+        assert row["times_backbone"] == pytest.approx(row["p50"] / row["backbone"])
         assert row["error_p99"] < 1e-4
     assert found["rows"][1]["memory"] > 0
-    assert found["rows"][0]["times_backbone"] > 1
     assert set(found["once"]["tiny"]) == set(performance.ONCE)
     assert min(found["limits"].values()) > 1e6
     performance.write(found, tmp_path)
     page = (tmp_path / performance.PAGE).read_text()
-    assert "## `tiny`, batch 3" in page
+    assert "### `tiny`, batch 3" in page
+    assert page.endswith("Not measured: `hypervla bench engines --device cuda --beside openvla --out docs` does it.\n")
     assert f"| ONNX Runtime, fp32 | {performance.milliseconds(found['rows'][1]['p50'])} |" in page
-    assert json.loads((tmp_path / performance.NUMBERS).read_text()) == found
-    assert (tmp_path / performance.CHART).read_text().startswith("<?xml")
+    assert json.loads((tmp_path / performance.NUMBERS["cpu"]).read_text()) == found
+    assert (tmp_path / performance.CHARTS["cpu"]).read_text().startswith("<?xml")
 
 
 def test_a_subjects_frames_are_what_its_engine_takes(text_folder: Path) -> None:
-    subject = Subject.make(tiny.convolutional(text_folder), POINT, "cpu")
+    subject = engines.Subject.make(tiny.convolutional(text_folder), POINT, "cpu")
     frames = subject.frames(3)
     assert subject.engine.run(*frames.rows()).chunks.shape[0] == 3
     assert not (frames.weights[0] == frames.weights[1]).all()

@@ -23,6 +23,7 @@ from hypervla.contracts import TaskContext, UserError
 from hypervla.models.action_head import LinearHead
 from hypervla.models.diffusion import DiffusionHead
 from hypervla.models.hypernetwork import HypernetworkConfig
+from hypervla.runtime import engines, sessions
 from hypervla.runtime import export as exporting
 from hypervla.runtime import graph as graphs
 from hypervla.runtime.compiler import Compiler, load
@@ -102,6 +103,83 @@ def test_a_compilers_policies_act_on_it_when_told_so(path: Path, compiler: Compi
         load(tmp_path).use(engine)
 
 
+def test_a_fleet_in_pieces_is_what_it_is_one_by_one(exported: dict[Runtime, Path], compiler: Compiler) -> None:
+    """OpenVINO runs 32, 8 and 1 at a time, and reads the weights where they are: also those that change."""
+    eager, engine = policies(compiler, 43), open_engine(exported["openvino"], threads=1)
+    fleet, seen = stack([bound(policy, engine) for policy in eager]), [tiny.observation(i) for i in range(43)]
+    for one, other in zip(fleet.act(seen), stack(eager).act(seen), strict=True):
+        np.testing.assert_allclose(one.actions, other.actions, atol=1e-5)
+    for place in (3, 33, 42):
+        fleet.replace(place, bound(eager[place - 1], engine))
+    fleet.remove(0)  # the last one comes here
+    fleet.add(bound(eager[7], engine))
+    now = [eager[41], *eager[1:3], eager[2], *eager[4:33], eager[32], *eager[34:42], eager[7]]
+    seen = [tiny.observation(100 + i) for i in range(43)]
+    for one, other in zip(fleet.act(seen), stack(now).act(seen), strict=True):
+        np.testing.assert_allclose(one.actions, other.actions, atol=1e-5)
+
+
+def test_more_policies_than_the_engines_batch_are_refused(compiler: Compiler, tmp_path: Path) -> None:
+    export(compiler, tmp_path / "two.onnx", "onnx", "fp32", random_frames(compiler, 2), most_policies=2)
+    own = [bound(policy, open_engine(tmp_path / "two.onnx")) for policy in policies(compiler, 3)]
+    assert len(stack(own[:2]).act([tiny.observation()] * 2)) == 2
+    with pytest.raises(UserError, match="takes at most 2 task policies in a call, but 3 came"):
+        stack(own)
+    with pytest.raises(UserError, match="at least 1 task policy in a call, but 0 came"):
+        export(compiler, tmp_path / "none.onnx", "onnx", "fp32", random_frames(compiler, 2), most_policies=0)
+
+
+def test_a_graph_beyond_the_runtimes_operator_set_is_refused(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "is_whole", lambda data: True)
+    if kept.suffix == ".xml":
+        text = kept.read_text().replace('version="opset1"', 'version="opset99"')
+        kept.write_text(text)
+    else:
+        model = onnx.load(kept)
+        model.opset_import[0].version = 99
+        onnx.save(model, kept)
+    with pytest.raises(UserError, match=r"(ONNX Runtime|OpenVINO) \S+ cannot run .*: export it again") as error:
+        open_engine(kept)
+    assert "\n" not in str(error.value)
+
+
+def test_tensorrt_has_to_be_there(
+    exported: dict[Runtime, Path], compiler: Compiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match="has no TensorRT here: on a machine with an NVIDIA GPU"):
+        export(compiler, tmp_path / "a.onnx", "tensorrt", "fp16", random_frames(compiler, 2))
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(exporting, "check_tensorrt", lambda: None)
+    with pytest.raises(UserError, match="has no TensorRT here"):  # when it is opened, to be checked
+        export(compiler, tmp_path / "a.onnx", "tensorrt", "fp16", random_frames(compiler, 2))
+    assert not list(tmp_path.iterdir())
+
+
+def test_tensorrt_is_told_every_inputs_sizes(
+    exported: dict[Runtime, Path], compiler: Compiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for ONNX Runtime's interface: TensorRT itself needs a GPU."""
+    import onnxruntime
+
+    told = {}
+
+    def session(data, options, providers):
+        told.update(providers[0][1])
+        return real(data, options, providers=["CPUExecutionProvider"])
+
+    real = onnxruntime.InferenceSession
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [sessions.TENSORRT])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    shapes = open_engine(exported["openvino"]).card.input_shapes()
+    opened = sessions.tensorrt_session(exported["onnx"].read_bytes(), "fp16", shapes, 64)
+    asked = {x.name: tuple(x.shape[1:]) for x in opened.get_inputs()}
+    assert shapes == asked, "the card knows the graph's inputs"
+    assert told["trt_fp16_enable"]
+    assert not told["trt_int8_enable"]
+    written = dict(word.split(":") for word in told["trt_profile_max_shapes"].split(","))
+    assert written == {name: "x".join(map(str, (64, *size))) for name, size in asked.items()}
+
+
 def test_its_policies_keep_the_contract(path: Path, compiler: Compiler) -> None:
     engine, (policy,) = open_engine(path), policies(compiler, 1)
     check_policy(lambda: bound(policy, engine), tiny.observation)
@@ -148,8 +226,6 @@ def test_what_is_no_engine_is_refused(tmp_path: Path, name: str, match: str) -> 
 
 
 def test_a_runtime_that_cannot_run_the_graph_says_so(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hypervla.runtime import engines
-
     monkeypatch.setattr(engines, "is_whole", lambda data: True)
     kept.write_bytes(b"not a graph")
     with pytest.raises(UserError, match=r"(ONNX Runtime|OpenVINO) \S+ cannot run .*: export it again"):
@@ -165,7 +241,7 @@ def test_an_engine_that_acts_otherwise_is_not_written(
             return 1.1 * super().forward(images, weights, proprio)
 
     monkeypatch.setattr(exporting, "ControlStep", Wrong)
-    with pytest.raises(UserError, match="The engine was not written: on 4 images of noise its actions"):
+    with pytest.raises(UserError, match="The engine is refused: on 4 images of noise its actions"):
         export(compiler, tmp_path / f"engine{ENDINGS[runtime]}", runtime, "fp32", random_frames(compiler, 4))
     assert not list(tmp_path.iterdir())
 

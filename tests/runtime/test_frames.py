@@ -55,4 +55,4 @@ def test_noise_is_what_the_robot_could_see(compiler: Compiler) -> None:
     assert frames.images.shape == (3, 1, 24, 24, 3)
     assert frames.proprio is not None
     named = compiler.engine.layout.split(frames.weights)
-    assert all(np.array_equal(rows, named[name][2:3]) for name, rows in frames.row(2)[0].items())
+    assert all(np.array_equal(rows, named[name][2:3]) for name, rows in frames.row(2)[0].named.items())

@@ -22,7 +22,6 @@ from hypervla.data.normalize import Robot
 from hypervla.runtime.compiler import Compiler, load
 from hypervla.runtime.task_policy import (
     Engine,
-    NamedWeights,
     Prediction,
     TaskPolicy,
     from_bytes,
@@ -333,9 +332,12 @@ def test_an_image_of_another_type_is_refused(dtype: type) -> None:
 def test_actions_that_are_no_numbers_never_reach_the_robot(policy: TaskPolicy) -> None:
     class Broken:
         backbone_digest, layout = policy.engine.backbone_digest, policy.layout
-        image_size, reads_proprio = 24, True
+        image_size, reads_proprio, most_policies = 24, True, 1
 
-        def run(self, weights: NamedWeights, images: np.ndarray, proprio: np.ndarray | None) -> Prediction:
+        def form(self, weights: NamedWeights) -> NamedWeights:
+            return weights
+
+        def run(self, slots: Slots, images: np.ndarray, proprio: np.ndarray | None) -> Prediction:
             return Prediction(np.full((1, 2, 3), np.nan, np.float32), 0.0, 0.0)
 
     engine = Broken()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,70 +17,47 @@ from typing import Any
 import numpy as np
 import torch
 
-from hypervla.benchmark.floor import floor, rates
-from hypervla.benchmark.timing import most_memory
+from hypervla.benchmark.floor import floors, products_of, rates
+from hypervla.benchmark.subject import NO_DIGEST, Subject, step_on_meta
+from hypervla.benchmark.timing import latency, most_memory
 from hypervla.contracts import UserError
-from hypervla.data.normalize import Normalizer
 from hypervla.embodiment import Embodiment
-from hypervla.models.generated import initial_weight
 from hypervla.models.hypervla import HyperVLA, HyperVLAConfig
-from hypervla.runtime.engines import ENDINGS, Precision, Runtime, open_engine
+from hypervla.models.interface import ModelConfig
+from hypervla.runtime.acceptance import compare
+from hypervla.runtime.cuda_engine import CudaEngine, FastPrecision, captured
+from hypervla.runtime.engines import ENDINGS, ExportedEngine, open_engine
 from hypervla.runtime.export import PRECISIONS, export
 from hypervla.runtime.frames import Frames
-from hypervla.runtime.graph import ControlStep
+from hypervla.runtime.graph import ControlStep, backbone_to_onnx, quantised, to_openvino
 from hypervla.runtime.provenance import code_commit, machine, processor
-from hypervla.runtime.task_policy import Engine, TaskPolicy, TaskPolicyCard, preprocess
-from hypervla.runtime.torch_engine import TorchEngine
+from hypervla.runtime.sessions import TENSORRT, Infer, OpenVinoGraph, Precision, Runtime, onnx_infer, onnx_session
+from hypervla.runtime.task_policy import Engine, TaskPolicy, TaskPolicyCard, preprocess, stack
 
 CALIBRATION = 16
-LEAST, WARM_UP = 5, 2
+ROUNDS, WARM_UP = 5, 2
 """Rounds that are timed at least, and before those."""
+LONG_ROUNDS, LONG = 3, 20.0
+"""Rounds at least where one takes more than so many seconds; one of those warms up."""
+PIECE = 8
+"""On a CPU the floor of a larger batch is that of so many task policies, as often as they go into it."""
 EAGER = "PyTorch, eager"
-RUNTIMES: Mapping[Runtime, str] = {"onnx": "ONNX Runtime", "openvino": "OpenVINO"}
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A HyperVLA's control step with random weights: what `export` needs of a compiler."""
-
-    engine: TorchEngine
-    embodiment: Embodiment
-    normalizer: Normalizer
-    digest: str = "random weights"
-
-    @staticmethod
-    def make(config: HyperVLAConfig, robot: Embodiment, device: str) -> Subject:
-        torch.manual_seed(0)
-        backbone = config.backbone.build(pretrained=False).to(device).eval().requires_grad_(False)
-        ones, zeros = np.ones, np.zeros
-        sizes = robot.action_size, robot.proprio_size
-        normalizer = Normalizer(*(f(n, np.float32) for n in sizes for f in (zeros, ones)), gripper=robot.gripper)
-        return Subject(TorchEngine(backbone, config, "0" * 64, device), robot, normalizer)
-
-    def frames(self, count: int, seed: int = 0) -> Frames:
-        """Noise under as many task policies with ordinary random weights."""
-        random, size = np.random.default_rng(seed), self.engine.image_size
-        torch.manual_seed(seed)
-        specs = self.engine.layout.specs
-        flat = [torch.cat([initial_weight(spec).flatten() for spec in specs]) for _ in range(count)]
-        cameras, states = len(self.embodiment.cameras), self.embodiment.proprio_size
-        return Frames(
-            layout=self.engine.layout,
-            weights=torch.stack(flat).numpy(),
-            images=random.integers(0, 256, (count, cameras, size, size, 3), np.uint8),
-            proprio=random.normal(size=(count, states)).astype(np.float32) if self.engine.reads_proprio else None,
-            of=f"{count} images of noise",
-        )
+RUNTIMES: Mapping[Runtime, str] = {"onnx": "ONNX Runtime", "openvino": "OpenVINO", "tensorrt": "TensorRT"}
+FAST: Mapping[FastPrecision, str] = {p: f"CUDA graph, {p}" for p in ("bf16", "fp16", "fp8")}
 
 
 def in_turn(calls: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, list[float]]:
     """Seconds of each call, one round after another, so that whatever else the machine does strikes all alike."""
+    began = time.perf_counter()
     for call in calls.values():
-        for _ in range(WARM_UP):
+        call()
+    long = time.perf_counter() - began > LONG
+    for call in calls.values():
+        for _ in range(0 if long else WARM_UP - 1):
             call()
     times: dict[str, list[float]] = {name: [] for name in calls}
     end, rounds = time.perf_counter() + seconds, 0
-    while rounds < LEAST or time.perf_counter() < end:
+    while rounds < (LONG_ROUNDS if long else ROUNDS) or time.perf_counter() < end:
         for name, call in calls.items():
             began = time.perf_counter()
             call()
@@ -91,34 +69,45 @@ def in_turn(calls: Mapping[str, Callable[[], object]], seconds: float) -> dict[s
 def run(
     models: Mapping[str, tuple[HyperVLAConfig, Embodiment]],
     *,
+    device: str = "cpu",
     batches: Sequence[int],
     seconds: float,
     threads: int,
+    beside: Mapping[str, ModelConfig] | None = None,
     say: Callable[[str], None] = lambda words: None,
 ) -> dict[str, Any]:
-    """Every engine of every model at every batch size on the CPU, with `threads` of its threads."""
+    """Every engine of every model at every batch size on one device, with `threads` of the processor's; and one step of
+    the models `beside`, in bfloat16. Raises UserError where no engine can be written or run."""
     torch.set_num_threads(threads)
-    cpu = torch.device("cpu")
+    place = torch.device(device)
     found: dict[str, Any] = {
         "command": ["hypervla", *sys.argv[1:]],
         "commit": code_commit(),
-        "device": processor(),
+        "device": torch.cuda.get_device_name(place) if place.type == "cuda" else processor(),
+        "kind": place.type,
         "threads": threads,
         "machine": machine(),
-        "limits": rates(cpu),
+        "limits": rates(place),
         "rows": [],
         "once": {},
+        "beside": {},
     }
     for name, (config, robot) in models.items():
-        say(f"{name}: writing engines")
-        subject = Subject.make(config, robot, "cpu")
+        say(f"{name}: making engines")
+        subject = Subject.make(config, robot, device)
         with TemporaryDirectory() as folder:
-            built = engines_of(subject, Path(folder), threads)
+            built = engines_of(subject, Path(folder), threads, max(batches))
             for batch in batches:
                 say(f"{name}: batch {batch}")
-                found["rows"] += rows_of(name, config, subject, built, batch, seconds)
+                found["rows"] += rows_of(name, config, subject, built, batch, seconds, threads)
         say(f"{name}: what is done once")
-        found["once"][name] = once(config, subject, seconds)
+        found["once"][name] = once(config, subject, list(built.values())[-1].engine, seconds)
+    for name, other in (beside or {}).items():
+        say(f"{name}, for comparison")
+        try:
+            found["beside"][name] = latency(other, device, "bfloat16", seconds).to_json()
+        except UserError as reason:
+            found["beside"][name] = {"skipped": str(reason)}
     return found
 
 
@@ -127,124 +116,197 @@ class Built:
     """An engine, and what opening it took."""
 
     engine: Engine
-    cold: float
+    alone: Callable[[np.ndarray], object] | None
+    """What the task policies share, on images."""
+    cold: float = 0.0
     """Seconds until its first chunk."""
-    memory: int
-    """Bytes that a fresh process grew by until then."""
-    error: float
+    memory: int = 0
+    """Bytes that a fresh process grew by until then, or that were taken from the GPU."""
+    error: float = 0.0
     """Of its actions, from eager PyTorch's, as a share of their range at the 99th percentile."""
 
 
-def engines_of(subject: Subject, folder: Path, threads: int) -> dict[str, Built]:
-    """Eager PyTorch, and an exported engine of each runtime and precision that is installed here."""
-    frames, calibration = subject.frames(4), subject.frames(CALIBRATION, seed=1)
-    built = {EAGER: Built(subject.engine, 0.0, 0, 0.0)}
-    for runtime, precision in installed():
-        path = folder / f"{precision}{ENDINGS[runtime]}"
-        # Random weights say nothing of the error in eight bits, so that it is no reason to leave the engine out.
-        card = export(subject, path, runtime, precision, frames, calibration=calibration, tolerance=1.0)
-        began = time.perf_counter()
-        engine = open_engine(path, threads)
-        engine.run(*frames.row(0))
-        cold = time.perf_counter() - began
-        with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
-            memory = fresh.submit(_memory, path, threads, frames.row(0)).result()
-        built[f"{RUNTIMES[runtime]}, {precision}"] = Built(engine, cold, memory, card.checked["p99"])
+def engines_of(subject: Subject, folder: Path, threads: int, most: int) -> dict[str, Built]:
+    """Eager PyTorch, and every engine that can be made and run here. Raises UserError where there is none."""
+    eager = subject.engine
+
+    @torch.inference_mode()
+    def alone(images: np.ndarray) -> torch.Tensor:
+        return eager.backbone(torch.from_numpy(images).to(eager.device).flatten(0, 1))[0].mean(1).cpu()
+
+    built = {EAGER: Built(eager, alone)}
+    if eager.device.type == "cuda":
+        built |= fast_engines(subject, most)
+    kinds = installed(eager.device)
+    step = ControlStep(eager)
+    for runtime, precision in kinds:
+        built[f"{RUNTIMES[runtime]}, {precision}"] = exported(subject, step, folder, runtime, precision, threads, most)
+    if len(built) == 1:
+        raise UserError("Timing engines means writing some first: pip install 'hypervla[export]'.")
     return built
 
 
-def _memory(path: Path, threads: int, row: tuple[Any, ...]) -> int:
+def fast_engines(subject: Subject, most: int) -> dict[str, Built]:
+    """The CUDA engine in each precision that the backbone and the GPU can have."""
+    frames, built = subject.frames(4), {}
+    for precision, name in FAST.items():
+        before, began = torch.cuda.memory_allocated(), time.perf_counter()
+        try:
+            engine = CudaEngine(subject.engine, precision, most, traced=True)
+        except UserError:
+            continue
+        engine.run(*frames.row(0, engine.form))
+        cold, memory = time.perf_counter() - began, torch.cuda.memory_allocated() - before
+        error = compare(engine, subject, frames)["p99"]
+        built[name] = Built(engine, _shared_on_gpu(engine), cold, memory, error)
+    return built
+
+
+def _shared_on_gpu(engine: CudaEngine) -> Callable[[np.ndarray], object]:
+    """The backbone as a CUDA graph of its own, on images that lie on the GPU."""
+    graphs: dict[tuple[int, ...], Callable[[], None]] = {}
+
+    @torch.inference_mode()
+    def alone(images: np.ndarray) -> None:
+        if images.shape not in graphs:
+            placed = torch.from_numpy(images).to(engine.device)
+            graphs[images.shape] = captured(lambda: engine.whole.tokens(placed), engine.device)
+        graphs[images.shape]()
+
+    return alone
+
+
+def exported(
+    subject: Subject, step: ControlStep, folder: Path, runtime: Runtime, precision: Precision, threads: int, most: int
+) -> Built:
+    """An engine that was written and opened again."""
+    frames, calibration = subject.frames(4), subject.frames(CALIBRATION, seed=1)
+    path = folder / f"{precision}{ENDINGS[runtime]}"
+    # Random weights say nothing of the error in eight bits, so that it is no reason to leave the engine out.
+    given: dict[str, Any] = {"calibration": calibration, "tolerance": 1.0, "most_policies": max(most, 2)}
+    card = export(subject, path, runtime, precision, frames, **given)
+    began = time.perf_counter()
+    engine = open_engine(path, threads)
+    engine.run(*frames.row(0, engine.form))
+    cold = time.perf_counter() - began
+    with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
+        memory = fresh.submit(_memory, path, threads, frames).result()
+    alone = None if runtime == "tensorrt" else shared(step, engine, calibration, threads)
+    return Built(engine, alone, cold, memory, card.checked["p99"])
+
+
+def shared(step: ControlStep, engine: ExportedEngine, calibration: Frames, threads: int) -> Callable[[Any], object]:
+    """The backbone alone, as an engine of the same kind."""
+    card = engine.card
+    graph = backbone_to_onnx(step, card)
+    if card.runtime == "openvino":
+        graph = to_openvino(graph)
+    if card.precision == "int8":
+        graph = quantised(graph, calibration, engine.form)
+    infer: Infer
+    if card.runtime == "openvino":
+        infer = OpenVinoGraph(graph, card.precision, threads).infer
+    else:
+        infer = onnx_infer(onnx_session(graph.SerializeToString(), threads))
+    return lambda images: infer({"images": images})
+
+
+def _memory(path: Path, threads: int, frames: Frames) -> int:
     """In a fresh process: what it takes to open an engine and run it."""
-    import_module("onnxruntime" if path.suffix == ENDINGS["onnx"] else "openvino")
+    import_module("openvino" if path.suffix == ENDINGS["openvino"] else "onnxruntime")
     before = most_memory()
-    open_engine(path, threads).run(*row)
+    engine = open_engine(path, threads)
+    engine.run(*frames.row(0, engine.form))
     return most_memory() - before
 
 
-def installed() -> list[tuple[Runtime, Precision]]:
-    """Runtimes and precisions that can be written and run here. Raises UserError without any."""
-    from importlib.util import find_spec
-
-    packages: dict[Runtime, str] = {"onnx": "onnxruntime", "openvino": "openvino"}
+def installed(device: torch.device) -> list[tuple[Runtime, Precision]]:
+    """Runtimes and precisions that can be written here and run on the device."""
     if find_spec("onnxscript") is None:
-        raise UserError("Timing engines means writing some first: pip install 'hypervla[export]'.")
-    found: list[tuple[Runtime, Precision]] = []
-    for runtime, package in packages.items():
-        for precision in PRECISIONS[runtime] if find_spec(package) is not None else ():
-            if precision != "int8" or find_spec("nncf") is not None:
-                found.append((runtime, precision))
-    return found
+        return []
+    here: dict[Runtime, bool] = {
+        "onnx": device.type == "cpu" and find_spec("onnxruntime") is not None,
+        "openvino": device.type == "cpu" and find_spec("openvino") is not None,
+        "tensorrt": device.type == "cuda" and _has_tensorrt(),
+    }
+    return [
+        (runtime, precision)
+        for runtime in here
+        for precision in (PRECISIONS[runtime] if here[runtime] else ())
+        if precision != "int8" or find_spec("nncf") is not None
+    ]
+
+
+def _has_tensorrt() -> bool:
+    return find_spec("onnxruntime") is not None and TENSORRT in import_module("onnxruntime").get_available_providers()
 
 
 def rows_of(
-    name: str, config: HyperVLAConfig, subject: Subject, built: Mapping[str, Built], batch: int, seconds: float
+    name: str,
+    config: HyperVLAConfig,
+    subject: Subject,
+    built: Mapping[str, Built],
+    batch: int,
+    seconds: float,
+    threads: int,
 ) -> list[dict[str, Any]]:
-    """One row for each engine, timed in turn with the floor."""
-    frames = subject.frames(batch)
-    step, inputs = _on_meta(config, batch)
-    weights, images, proprio = frames.rows()
-    given = {name: np.ascontiguousarray(rows) for name, rows in weights.items()}, images, proprio
-    splits: list[float] = []
-
-    def eager() -> None:
-        prediction = subject.engine.run(*given)
-        splits.append((prediction.backbone_seconds + prediction.policy_seconds) / prediction.backbone_seconds)
-
-    calls: dict[str, Callable[[], object]] = {
-        "floor": floor(step, inputs, torch.device("cpu"), torch.float32),
-        EAGER: eager,
-    }
+    """One row for each engine, timed in turn with the floor and with what its task policies share."""
+    device, frames = subject.engine.device, subject.frames(batch)
+    pieces = batch // PIECE if device.type == "cpu" and batch % PIECE == 0 else 1
+    counts = products_of(*step_on_meta(config, batch // pieces))
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    calls: dict[str, Callable[[], object]] = {}
+    for library, call in floors(counts, device, dtype, threads).items():
+        calls[f"floor {library}"] = lambda call=call: [call() for _ in range(pieces)]
     for engine, one in built.items():
-        calls.setdefault(engine, lambda run=one.engine.run: run(*given))
+        given = frames.rows(one.engine.form)
+        calls[engine] = lambda run=one.engine.run, given=given: run(*given)
+        if one.alone is not None:
+            calls[f"alone {engine}"] = lambda alone=one.alone: alone(frames.images)
     times = in_turn(calls, seconds)
-    least = float(np.median(times.pop("floor")))
+    least = {
+        library.removeprefix("floor "): float(np.median(taken))
+        for library, taken in times.items()
+        if library.startswith("floor ")
+    }
     rows = []
-    for engine, taken in times.items():
-        p50, p95, p99 = (float(q) for q in np.quantile(taken, (0.5, 0.95, 0.99)))
-        about = {"model": name, "batch": batch, "engine": engine, "p50": p50, "p95": p95, "p99": p99}
-        about |= {"steps": len(taken), "floor": least, "times_floor": p50 / least, "frames_per_second": batch / p50}
-        one = built[engine]
-        about |= {"cold_start": one.cold, "memory": one.memory, "error_p99": one.error}
-        about["times_backbone"] = float(np.median(splits)) if engine == EAGER else None
-        rows.append(about)
+    for engine, one in built.items():
+        p50, p95, p99 = (float(q) for q in np.quantile(times[engine], (0.5, 0.95, 0.99)))
+        alone = None if one.alone is None else float(np.median(times[f"alone {engine}"]))
+        rows.append(
+            {"model": name, "batch": batch, "engine": engine, "p50": p50, "p95": p95, "p99": p99}
+            | {"steps": len(times[engine]), "frames_per_second": batch / p50}
+            | {"floors": least, "times_floor": p50 / min(least.values())}
+            | {"backbone": alone, "times_backbone": None if alone is None else p50 / alone}
+            | {"cold_start": one.cold, "memory": one.memory, "error_p99": one.error}
+        )
     return rows
 
 
-def _on_meta(config: HyperVLAConfig, batch: int) -> tuple[ControlStep, tuple[Any, ...]]:
-    with torch.device("meta"):
-        backbone = config.backbone.build(pretrained=False).eval()
-        step = ControlStep(TorchEngine(backbone, config, "0" * 64, "cpu"))
-        images = torch.empty(batch, config.cameras, config.image_size, config.image_size, 3, dtype=torch.uint8)
-        layout = step.policy.layout
-        inputs: list[Any] = [images, layout.split(torch.empty(batch, layout.size))]
-        if config.proprio_size:
-            inputs.append(torch.empty(batch, config.proprio_size))
-    return step, tuple(inputs)
-
-
-def once(config: HyperVLAConfig, subject: Subject, seconds: float) -> dict[str, float]:
+def once(config: HyperVLAConfig, subject: Subject, engine: Engine, seconds: float) -> dict[str, float]:
     """Medians, in seconds, of what is done once a frame or once an episode rather than by the engine."""
-    model = HyperVLA(config, pretrained=False).eval()
-    text = torch.randn(1, config.instruction_encoder.length, config.instruction_encoder.width)
-    seen = torch.ones(text.shape[:2], dtype=torch.bool)
+    device = subject.engine.device
+    model = HyperVLA(config, pretrained=False).eval().to(device)
+    text = torch.randn(1, config.instruction_encoder.length, config.instruction_encoder.width, device=device)
+    seen = torch.ones(text.shape[:2], dtype=torch.bool, device=device)
     frames, robot = subject.frames(1), subject.embodiment
     camera = {c.name: np.zeros((c.height, c.width, 3), np.uint8) for c in robot.cameras}
-    card = TaskPolicyCard("", robot, subject.normalizer, "0" * 64, subject.digest)
+    card = TaskPolicyCard("", robot, subject.normalizer, NO_DIGEST, subject.digest)
 
     @torch.inference_mode()
     def generate() -> None:
-        feature = model.image_feature(torch.from_numpy(frames.images))
-        shown = torch.ones(feature.shape[:2], dtype=torch.bool)
-        model.hypernetwork.generate(model.hypernetwork.embed(text, seen, feature, shown))
+        feature = model.image_feature(torch.from_numpy(frames.images).to(device))
+        shown = torch.ones(feature.shape[:2], dtype=torch.bool, device=device)
+        model.hypernetwork.generate(model.hypernetwork.embed(text, seen, feature, shown)).cpu()
 
     @torch.inference_mode()
     def read() -> None:
-        ids = torch.ones(1, config.instruction_encoder.length, dtype=torch.long)
-        model.instruction_encoder.model(input_ids=ids, attention_mask=ids)
+        ids = torch.ones(1, config.instruction_encoder.length, dtype=torch.long, device=device)
+        model.instruction_encoder.model(input_ids=ids, attention_mask=ids)[0].cpu()
 
     calls: dict[str, Callable[[], object]] = {
         "preprocessing": lambda: preprocess(camera, robot, subject.engine.image_size),
-        "binding": lambda: TaskPolicy(frames.weights[0], card, subject.engine),
+        "binding": lambda: stack([TaskPolicy(frames.weights[0], card, engine)]),
         "sentence": read,
         "weights": generate,
     }

@@ -1,19 +1,28 @@
-"""The least time that a model can take on a machine: its own matrix products, one after another, and nothing else."""
+"""The least time that a model can take on a machine: its own matrix products, one after another, and nothing else.
+
+Each library that is installed computes them as it does best; the fastest is the floor.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from hypervla.runtime.cuda_engine import captured
 
 ATEN = torch.ops.aten
 PRODUCTS = (ATEN.mm, ATEN.addmm, ATEN.bmm, ATEN.baddbmm, ATEN.convolution)
 MEGABYTES = 256
 """Moved to find out the memory's bandwidth."""
+Counts = Mapping[tuple[Any, ...], int]
+"""How often each product is computed: its operation and the shapes of its arguments."""
 
 
 class Products(TorchDispatchMode):
@@ -35,12 +44,31 @@ def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def floor(step: nn.Module, inputs: tuple[Any, ...], device: torch.device, dtype: torch.dtype) -> Callable[[], None]:
-    """A call that computes the products of one step of a model on `meta`, and nothing else."""
+def products_of(step: nn.Module, inputs: tuple[Any, ...]) -> Counts:
+    """What one step of a model on `meta` multiplies."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     with Products() as found, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         step(*inputs)
+    return found.counts
+
+
+def floors(counts: Counts, device: torch.device, dtype: torch.dtype, threads: int) -> dict[str, Callable[[], object]]:
+    """A call for each library that computes the products and nothing else; on a GPU PyTorch's as one CUDA graph."""
+    with torch.inference_mode():
+        found: dict[str, Callable[[], object]] = {"PyTorch": captured(in_torch(counts, device, dtype), device)}
+    if device.type != "cpu" or find_spec("onnx") is None:
+        return found
+    graph, inputs = as_onnx(counts)
+    if find_spec("onnxruntime") is not None:
+        found["ONNX Runtime"] = _in_onnx_runtime(graph, inputs, threads)
+    if find_spec("openvino") is not None:
+        found["OpenVINO"] = _in_openvino(graph, inputs, threads)
+    return found
+
+
+def in_torch(counts: Counts, device: torch.device, dtype: torch.dtype) -> Callable[[], None]:
+    """The products in PyTorch."""
     tensors: dict[tuple[int, ...], Tensor] = {}
 
     def made(shape: tuple[int, ...]) -> Tensor:
@@ -49,7 +77,7 @@ def floor(step: nn.Module, inputs: tuple[Any, ...], device: torch.device, dtype:
         return tensors[shape]
 
     calls = []
-    for (name, *args), count in found.counts.items():
+    for (name, *args), count in counts.items():
         if name == ATEN.convolution:
             x, kernel, bias, *rest = args
             given = [made(x), made(kernel), None if bias is None else made(bias), *map(_listed, rest)]
@@ -67,6 +95,67 @@ def floor(step: nn.Module, inputs: tuple[Any, ...], device: torch.device, dtype:
 
 def _listed(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
+
+
+def as_onnx(counts: Counts) -> tuple[bytes, dict[str, np.ndarray]]:
+    """The products as an ONNX graph, each with weights of its own, and arrays for its inputs."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    random = np.random.default_rng(0)
+    inputs: dict[str, np.ndarray] = {}
+    nodes, constants, outputs = [], [], []
+
+    def made(shape: tuple[int, ...], name: str) -> str:
+        if name not in inputs:
+            inputs[name] = random.standard_normal(shape, np.float32)
+        return name
+
+    def constant(shape: tuple[int, ...]) -> str:
+        name = f"constant{len(constants)}"
+        constants.append(numpy_helper.from_array(random.standard_normal(shape, np.float32), name))
+        return name
+
+    for (operation, *args), count in counts.items():
+        for _ in range(count):
+            out = f"product{len(nodes)}"
+            if operation == ATEN.convolution:
+                x, kernel, bias, stride, padding, dilation, _transposed, _more, groups = args
+                given = [made(x, f"x{x}"), constant(kernel), *([] if bias is None else [constant(bias)])]
+                about = {"strides": stride, "pads": (*padding, *padding), "dilations": dilation, "group": groups}
+                nodes.append(helper.make_node("Conv", given, [out], **about))
+            else:
+                left, right = args[-2:]
+                # The right side of a batched product comes from outside too; another for each, or one would do for all.
+                second = made(right, f"{out}.right") if len(right) == 3 else constant(right)
+                nodes.append(helper.make_node("MatMul", [made(left, f"x{left}"), second], [out]))
+            outputs.append(helper.make_tensor_value_info(out, TensorProto.FLOAT, None))
+    given = [helper.make_tensor_value_info(name, TensorProto.FLOAT, array.shape) for name, array in inputs.items()]
+    graph = helper.make_graph(nodes, "products", given, outputs, constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    return model.SerializeToString(), inputs
+
+
+def _in_onnx_runtime(graph: bytes, inputs: Mapping[str, np.ndarray], threads: int) -> Callable[[], object]:
+    from hypervla.runtime.sessions import onnx_session
+
+    session = onnx_session(graph, threads)
+    bound = session.io_binding()
+    for name, array in inputs.items():
+        bound.bind_cpu_input(name, array)
+    for output in session.get_outputs():
+        bound.bind_output(output.name)
+    return lambda: session.run_with_iobinding(bound)
+
+
+def _in_openvino(graph: bytes, inputs: Mapping[str, np.ndarray], threads: int) -> Callable[[], object]:
+    import openvino
+
+    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
+    core = openvino.Core()
+    request = core.compile_model(core.read_model(graph), "CPU", settings).create_infer_request()
+    for name, array in inputs.items():
+        request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
+    return lambda: request.infer()
 
 
 def rates(device: torch.device) -> dict[str, float]:

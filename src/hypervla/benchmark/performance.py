@@ -13,19 +13,53 @@ from rich.table import Table
 
 from hypervla.durable import write_atomically
 
+Found = Mapping[str, Any]
 Row = Mapping[str, Any]
-HEADINGS = ("engine", "p50", "p95", "p99", "times the floor", "frames/s", "first chunk", "memory", "error, p99")
+HEADINGS = (
+    "engine",
+    "p50",
+    "p95",
+    "p99",
+    "× floor",
+    "× backbone",
+    "frames/s",
+    "first chunk",
+    "memory",
+    "error, p99",
+)
 ONCE = {
     "preprocessing": "a camera image to the network's size, every frame",
     "binding": "another task policy on a live engine",
     "sentence": "text encoder, for a new sentence",
     "weights": "initial image and hypernetwork, for a new task policy",
 }
-NUMBERS, PAGE, CHART = "bench-engines.json", "performance.md", "performance.svg"
+PAGE = "performance.md"
+NUMBERS = {"cpu": "results/bench-engines.json", "cuda": "results/bench-engines-gpu.json"}
+CHARTS = {"cpu": "performance.svg", "cuda": "performance-gpu.svg"}
+TITLES = {"cpu": "On a processor", "cuda": "On a GPU"}
+COMMANDS = {
+    "cpu": "hypervla bench engines --out docs",
+    "cuda": "hypervla bench engines --device cuda --beside openvla --out docs",
+}
 COLOURS = ("#555555", "#9db4d3", "#2b5797", "#f0c9a8", "#e3a06f", "#d07a3c", "#a34f14")
+INTRODUCTION = """# Performance
+
+One control step on every engine, from camera image to action chunk, with random weights. Engines of one run are timed
+in turn, one call of each after another.
+
+- *× floor*: in multiples of the time that the model's own matrix products and convolutions take, one after another and
+  nothing else, in float32 (on a GPU in bfloat16, as one CUDA graph). Several libraries compute them, each in its own
+  way; the fastest is the floor, so that an engine can be below 1 in fewer bits.
+- *× backbone*: in multiples of what the task policies share, on the same engine at the same batch size: what it costs
+  that every robot has weights of its own.
+- *first chunk*: opening an engine and acting once. *memory*: what a fresh process grows by for that.
+- *error*: against eager PyTorch in shares of the actions' range. Random weights say little of eight bits;
+  `docs/log.md` has the error and the success of trained ones.
+
+Bringing a camera's image to the network's size, and what is done once an episode, stand apart below."""
 
 
-def groups(found: Mapping[str, Any]) -> dict[tuple[str, int], list[Row]]:
+def groups(found: Found) -> dict[tuple[str, int], list[Row]]:
     """The rows by model and batch size."""
     sorted_out: dict[tuple[str, int], list[Row]] = {}
     for row in found["rows"]:
@@ -40,6 +74,7 @@ def cells(row: Row) -> list[str]:
         row["engine"],
         *(milliseconds(row[q]) for q in ("p50", "p95", "p99")),
         f"{row['times_floor']:.2f}",
+        "–" if row["times_backbone"] is None else f"{row['times_backbone']:.2f}",
         f"{row['frames_per_second']:,.0f}" if row["frames_per_second"] >= 10 else f"{row['frames_per_second']:.1f}",
         f"{row['cold_start']:.2f} s" if exported else "–",
         f"{row['memory'] / 2**20:,.0f} MiB" if exported else "–",
@@ -51,66 +86,82 @@ def milliseconds(seconds: float) -> str:
     return f"{1000 * seconds:,.2f} ms" if seconds < 0.1 else f"{1000 * seconds:,.0f} ms"
 
 
-def tables(found: Mapping[str, Any]) -> Group:
+def tables(found: Found) -> Group:
     """For a terminal."""
-    shown = []
+    shown: list[Any] = []
     for (model, batch), rows in groups(found).items():
-        table = Table(title=f"{model}, batch {batch}, {found['threads']} threads of {found['device']}")
+        table = Table(title=f"{model}, batch {batch}, on {_place(found)}", caption=_floors(rows[0]))
         for heading in HEADINGS:
             table.add_column(heading, justify="left" if heading == "engine" else "right")
         for row in rows:
             table.add_row(*cells(row))
         shown.append(table)
-    return Group(*shown)
+    return Group(*shown, *_beside(found))
 
 
-def write(found: Mapping[str, Any], folder: Path) -> None:
-    """The numbers, the page and its chart."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / NUMBERS, (json.dumps(found, indent=2) + "\n").encode())
-    write_atomically(folder / PAGE, page(found).encode())
-    draw(found, folder / CHART)
+def write(found: Found, folder: Path) -> None:
+    """The numbers and a chart of them, and the page of all numbers that lie in the folder."""
+    kind = found["kind"]
+    (folder / NUMBERS[kind]).parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / NUMBERS[kind], (json.dumps(found, indent=2) + "\n").encode())
+    draw(found, folder / CHARTS[kind])
+    known = {kind: folder / name for kind, name in NUMBERS.items()}
+    runs = {kind: json.loads(path.read_text()) for kind, path in known.items() if path.is_file()}
+    write_atomically(folder / PAGE, page(runs).encode())
 
 
-def page(found: Mapping[str, Any]) -> str:
-    """As Markdown."""
-    versions, limits = found["machine"]["versions"], found["limits"]
-    installed = ", ".join(f"{name} {number}" for name, number in versions.items())
+def page(runs: Mapping[str, Found]) -> str:
+    """As Markdown: a processor's run, and a GPU's; one that was not made is said so."""
+    lines = [INTRODUCTION, ""]
+    for kind, title in TITLES.items():
+        lines += [f"## {title}", ""]
+        lines += _section(kind, runs[kind]) if kind in runs else [f"Not measured: `{COMMANDS[kind]}` does it.", ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _section(kind: str, found: Found) -> list[str]:
+    installed = ", ".join(f"{name} {number}" for name, number in found["machine"]["versions"].items())
+    limits = found["limits"]
     lines = [
-        "# Performance",
+        f"`{shlex.join(found['command'])}` at commit `{_short(found['commit'])}`, on {_place(found)}, {installed}. All "
+        f"numbers are in `{NUMBERS[kind]}`.",
         "",
-        f"`{shlex.join(found['command'])}` at commit `{_short(found['commit'])}`, {found['threads']} threads of an "
-        f"{found['device']}, {installed}.",
-        f"Random weights; all numbers are in `{NUMBERS}`. No GPU was to be had: its rows are not measured.",
+        f"The machine's own limits in the same run: {limits['float32'] / 1e9:,.0f} GFLOP/s in PyTorch's float32, "
+        f"{limits['bfloat16'] / 1e9:,.0f} in its bfloat16, {limits['bytes'] / 1e9:.1f} GB/s.",
         "",
-        f"The machine's own limits in the same run: {limits['float32'] / 1e9:,.0f} GFLOP/s in float32, "
-        f"{limits['bfloat16'] / 1e9:,.0f} in bfloat16,",
-        f"{limits['bytes'] / 1e9:.1f} GB/s. *Floor* is the time of the model's own matrix products and convolutions in",
-        "float32, one after another and nothing else, timed in turn with the engines. Preprocessing is apart. *Memory*",
-        "is what a fresh process grows by, *error* is against eager PyTorch in shares of the actions' range; with",
-        "random weights it says little of eight bits.",
-        "",
-        f"![Median time of a control step on each engine, beside the floor]({CHART})",
+        f"![Median time of a control step on each engine, beside the floor]({CHARTS[kind]})",
         "",
     ]
     for (model, batch), rows in groups(found).items():
-        lines += [f"## `{model}`, batch {batch}", "", f"Floor: {milliseconds(rows[0]['floor'])}.", ""]
-        lines += [*_markdown(rows), "", _split(rows[0], batch), ""]
-    return "\n".join([*lines, *_once(found["once"])]) + "\n"
+        lines += [f"### `{model}`, batch {batch}", "", _floors(rows[0]), "", *_markdown(rows), ""]
+    return [*lines, *_once(found["once"]), "", *(word for line in _beside(found) for word in (line, ""))]
+
+
+def _place(found: Found) -> str:
+    return f"{found['threads']} threads of an {found['device']}" if found["kind"] == "cpu" else found["device"]
 
 
 def _short(commit: str) -> str:
     return commit[:12] + ("-dirty" if commit.endswith("-dirty") else "")
 
 
-def _split(eager: Row, batch: int) -> str:
-    policies = "one task policy" if batch == 1 else f"{batch} task policies"
-    return f"In eager PyTorch {policies} and the backbone: {eager['times_backbone']:.2f} times the backbone alone."
+def _floors(row: Row) -> str:
+    return "Floor: " + ", ".join(f"{milliseconds(taken)} ({name})" for name, taken in row["floors"].items()) + "."
+
+
+def _beside(found: Found) -> list[str]:
+    """Other models in the same run."""
+    return [
+        f"{name}: {about['skipped']}"
+        if "skipped" in about
+        else f"One step of {name} in bfloat16 in the same run: {milliseconds(about['p50'])}."
+        for name, about in found["beside"].items()
+    ]
 
 
 def _once(found: Mapping[str, Mapping[str, float]]) -> list[str]:
     """What is not done by the engine."""
-    lines = ["## Beside the engine", "", f"| | {' | '.join(f'`{model}`' for model in found)} |"]
+    lines = ["### Beside the engine", "", f"| | {' | '.join(f'`{model}`' for model in found)} |"]
     lines.append("|---" * (len(found) + 1) + "|")
     for name, words in ONCE.items():
         lines.append(f"| {words} | {' | '.join(milliseconds(one[name]) for one in found.values())} |")
@@ -122,7 +173,7 @@ def _markdown(rows: Sequence[Row]) -> list[str]:
     return head + [f"| {' | '.join(cells(row))} |" for row in rows]
 
 
-def draw(found: Mapping[str, Any], path: Path) -> None:
+def draw(found: Found, path: Path) -> None:
     """Medians in multiples of the floor."""
     import matplotlib
 

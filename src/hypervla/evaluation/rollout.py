@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import time
 from collections.abc import Callable
@@ -16,8 +15,8 @@ from hypervla.evaluation.results import Conditions, Journal, Results, Trial
 from hypervla.evaluation.suites import InstructionSet, Suite, environment_seed
 from hypervla.evaluation.trial import Load, Ticket, check_embodiment, load_compiler, roll_out, tickets
 from hypervla.evaluation.workers import Crew, Job
-from hypervla.runtime.engines import open_engine
 from hypervla.runtime.execution import Execution
+from hypervla.runtime.opening import describe
 from hypervla.runtime.provenance import code_commit, cores, machine
 
 
@@ -32,7 +31,7 @@ def evaluate(
     workers: int | None = None,
     device: str = "cpu",
     instructions: InstructionSet = "canonical",
-    engine: Path | None = None,
+    engine: str | None = None,
     on_trial: Callable[[Trial, int, int], None] = lambda trial, done, total: None,
     load: Load | None = None,
 ) -> Results:
@@ -40,8 +39,8 @@ def evaluate(
 
     Every finished trial is kept in OUT/results.jsonl, so that the same call goes on where an interrupted one stopped
     and a different one is refused. `on_trial(trial, done, total)` hears of each. Films of the first trial of each task
-    lie in OUT/films. With `engine` the policies act on an exported one. Raises UserError for what the user can put
-    right, KeyboardInterrupt with one line on Ctrl-C.
+    lie in OUT/films. With `engine` the policies act on that: the file of an exported one, or cuda:PRECISION. Raises
+    UserError for what the user can put right, KeyboardInterrupt with one line on Ctrl-C.
     """
     if trials < 1:
         raise UserError(f"An evaluation wants at least 1 trial a task, but {trials} came.")
@@ -68,7 +67,7 @@ def evaluate(
             checkpoint=model.digest,
             device=device,
             commit=code_commit(),
-            engine=None if engine is None else describe_engine(engine),
+            engine=None if engine is None else describe(engine),
         )
         with closing(Journal(out / "results.jsonl", conditions)) as journal:
             kept = journal.records
@@ -89,12 +88,6 @@ def evaluate(
     results = Results.of(conditions, kept.values(), provenance)
     results.save(out / "results.json")
     return results
-
-
-def describe_engine(path: Path) -> str:
-    """Runtime, precision and sha256 of an engine. Raises UserError for a damaged one."""
-    card = open_engine(path).card
-    return f"{card.runtime} {card.precision} {hashlib.sha256(path.read_bytes()).hexdigest()}"
 
 
 def act(

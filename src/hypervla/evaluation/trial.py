@@ -51,20 +51,20 @@ Load = Callable[[Path, str], Compiler]
 """Loads a checkpoint onto a device."""
 
 
-def load_compiler(checkpoint: Path, device: str, *, robot: str, engine: Path | None = None) -> Compiler:
-    """The compiler of runtime/ for that robot, or the only one it knows; with `engine` its policies act on that. It is
-    imported here because it brings PyTorch."""
+def load_compiler(checkpoint: Path, device: str, *, robot: str, engine: str | None = None) -> Compiler:
+    """The compiler of runtime/ for that robot, or the only one it knows; with `engine` its policies act on that: the
+    file of an exported one, or cuda:PRECISION. It is imported here because it brings PyTorch."""
     import torch
 
     from hypervla import checkpoint as checkpoints
     from hypervla.runtime import compiler
-    from hypervla.runtime.engines import open_engine
+    from hypervla.runtime.opening import engine_named
 
     known = robot if robot in checkpoints.read_card(checkpoint).robots else None
     if engine is None:
         return compiler.load(checkpoint, device=device, robot=known)
     loaded = compiler.load_compiler(checkpoint, device=device, robot=known)
-    loaded.use(open_engine(engine, torch.get_num_threads()))
+    loaded.use(engine_named(engine, loaded, torch.get_num_threads()))
     return loaded
 
 

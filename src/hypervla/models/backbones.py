@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -108,22 +108,34 @@ def refuse_random_and_frozen(source: str | None, frozen: bool) -> None:
         )
 
 
+class Pixels(nn.Module):
+    """Normalises colours; `models/folded_backbone.py` takes over what it can of that into the first convolution."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.mean: Tensor | None
+        self.std: Tensor | None
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+
+    def forward(self, x: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B 3 h w"]:
+        x = x if self.mean is None else x - self.mean
+        return x if self.std is None else x / self.std
+
+
 class PretrainedBackbone(nn.Module):
     """A model of transformers on uint8 images, whose pixels it normalises as its published weights want them."""
 
     def __init__(self, model: Any, mean: Colours, std: Colours, frozen: bool) -> None:
         super().__init__()
         self.model, self.frozen = model, frozen
-        self.mean: Tensor
-        self.std: Tensor
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1) * 255, persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1) * 255, persistent=False)
+        self.pixels = Pixels([255 * x for x in mean], [255 * x for x in std])
         if frozen:
             self.requires_grad_(False).eval()
 
     def run(self, images: UInt8[Tensor, "B h w 3"]) -> Any:
         """What the model makes of normalised pixels."""
-        return self.model(pixel_values=(images.permute(0, 3, 1, 2).float() - self.mean) / self.std)
+        return self.model(pixel_values=self.pixels(images.permute(0, 3, 1, 2).float()))
 
     def train(self, mode: bool = True) -> PretrainedBackbone:
         return super().train(mode and not self.frozen)
@@ -242,11 +254,12 @@ class ConvBackbone(nn.Module):
             if i:
                 stages.append(nn.Conv2d(config.widths[i - 1], width, 3, 2, padding=1))
             stages.append(ResidualBlock(width))
+        self.pixels = Pixels([127.5] * 3, [127.5] * 3)
         self.stages = nn.Sequential(*stages)
         self.norm = nn.LayerNorm(config.width)
 
     def forward(self, images: UInt8[Tensor, "B h w 3"]) -> tuple[Float[Tensor, "B K Dv"], Float[Tensor, "B Dv"]]:
-        pixels = images.permute(0, 3, 1, 2).to(self.norm.weight.dtype) / 127.5 - 1.0
+        pixels = self.pixels(images.permute(0, 3, 1, 2).to(self.norm.weight.dtype))
         cells = self.stages(pixels).flatten(2).transpose(1, 2)
         cells = self.norm(cells.to(self.norm.weight.dtype))
         return cells, cells.mean(1)

@@ -71,14 +71,15 @@ def attention(
     key: Float[Tensor, "B heads S d"],
     value: Float[Tensor, "B heads S d"],
     mask: Bool[Tensor, "Q S"] | None,
+    scaled: bool = False,
 ) -> Float[Tensor, "B heads Q d"]:
     """Scaled dot-product attention. It is written out while training on a CPU, where the fused kernel's backward pass
     takes four times as long as two batched products and a softmax (docs/log.md), and while exporting, where the fused
-    one becomes a graph that looks for rows in which nothing is seen."""
+    one becomes a graph that looks for rows in which nothing is seen. `scaled` queries come divided by √d."""
     exporting = torch.compiler.is_exporting()
     if not exporting and (query.device.type != "cpu" or not torch.is_grad_enabled()):
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=1.0 if scaled else None)
+    scores = (query if scaled else query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
     if mask is not None and exporting:  # a constant of the graph
         scores = scores + torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, float("-inf"))
     elif mask is not None:

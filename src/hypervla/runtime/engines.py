@@ -8,28 +8,35 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 
 from hypervla.contracts import UserError, WeightLayout
+from hypervla.runtime.folding import folded, folded_shapes
+from hypervla.runtime.sessions import (
+    Infer,
+    OpenVinoGraph,
+    Precision,
+    Runtime,
+    onnx_infer,
+    onnx_session,
+    tensorrt_session,
+)
 from hypervla.runtime.signature import UNSIGNED, is_whole
-from hypervla.runtime.task_policy import NamedWeights, Prediction
+from hypervla.runtime.slots import NamedWeights, Slots
+from hypervla.runtime.task_policy import Prediction
 
-FORMAT = 1
+FORMAT = 2
 CARD = "hypervla"
 """Under this name a graph carries its card."""
 IMAGES, PROPRIO, WEIGHTS, OUTPUT = "images", "proprio", "weights.", "chunks"
 """Names of a graph's inputs and output; each tensor of the weights has its name in the layout behind WEIGHTS."""
-Runtime = Literal["onnx", "openvino"]
-Precision = Literal["fp32", "fp16", "bf16", "int8"]
-HINTS: Mapping[Precision, str] = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}
-"""What OpenVINO computes in where it has a choice."""
-ENDINGS: Mapping[Runtime, str] = {"onnx": ".onnx", "openvino": ".xml"}
+ENDINGS: Mapping[Runtime, str] = {"onnx": ".onnx", "openvino": ".xml", "tensorrt": ".onnx"}
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,10 @@ class EngineCard:
     backbone_digest: str
     checkpoint_digest: str
     layout: WeightLayout
+    heads: int
+    """Of the base policy's attention."""
+    most_policies: int
+    """In one call."""
     image_size: int
     cameras: int
     proprio_size: int
@@ -54,6 +65,13 @@ class EngineCard:
     @property
     def reads_proprio(self) -> bool:
         return self.proprio_size > 0
+
+    def input_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of each of the graph's inputs, for one task policy."""
+        weights = folded_shapes(self.layout, self.heads)
+        shapes = {IMAGES: (self.cameras, self.image_size, self.image_size, 3)}
+        shapes |= {WEIGHTS + name: shape for name, shape in weights.items()}
+        return shapes | ({PROPRIO: (self.proprio_size,)} if self.reads_proprio else {})
 
     def to_json(self) -> str:
         """JSON with room for the file's own sha256."""
@@ -73,29 +91,33 @@ class EngineCard:
 class ExportedEngine:
     """A graph that was opened; an Engine. `infer` runs it on named arrays."""
 
-    def __init__(self, card: EngineCard, infer: Callable[[Mapping[str, np.ndarray]], np.ndarray]) -> None:
+    def __init__(self, card: EngineCard, infer: Infer) -> None:
         self.card, self._infer = card, infer
         self.backbone_digest, self.layout = card.backbone_digest, card.layout
         self.image_size, self.reads_proprio = card.image_size, card.reads_proprio
+        self.most_policies = card.most_policies
+
+    def form(self, weights: NamedWeights) -> NamedWeights:
+        """In fewer tensors."""
+        return folded(weights, self.card.heads)
 
     def run(
         self,
-        weights: NamedWeights,
+        slots: Slots,
         images: UInt8[np.ndarray, "N C h w 3"],
         proprio: Float32[np.ndarray, "N P"] | None,
     ) -> Prediction:
         """Normalised chunks of N task policies, each on its own observation. The graph is one piece, so all of its time
         counts as the backbone's."""
         began = time.perf_counter()
-        given = named_inputs(weights, images, proprio)
-        chunks = self._infer({name: np.ascontiguousarray(x) for name, x in given.items()})
+        chunks = self._infer(named_inputs(slots, images, proprio))
         return Prediction(chunks, time.perf_counter() - began, 0.0)
 
 
-def named_inputs(weights: NamedWeights, images: np.ndarray, proprio: np.ndarray | None) -> dict[str, np.ndarray]:
-    """By the names of a graph's inputs."""
-    named = {IMAGES: images} | {WEIGHTS + name: rows for name, rows in weights.items()}
-    return named if proprio is None else named | {PROPRIO: proprio}
+def named_inputs(slots: Slots, images: np.ndarray, proprio: np.ndarray | None) -> dict[str, np.ndarray]:
+    """By the names of a graph's inputs; C-contiguous."""
+    named = {WEIGHTS + name: rows for name, rows in slots.named.items()} | {IMAGES: np.ascontiguousarray(images)}
+    return named if proprio is None else named | {PROPRIO: np.ascontiguousarray(proprio)}
 
 
 def open_engine(path: Path, threads: int | None = None) -> ExportedEngine:
@@ -112,20 +134,20 @@ def open_engine(path: Path, threads: int | None = None) -> ExportedEngine:
 
 
 def _open_onnx(path: Path, threads: int | None) -> ExportedEngine:
+    """For ONNX Runtime or TensorRT, whichever its card says."""
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what is wrong is said below, in one sentence
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # a robot's processor has other work too
-    if threads is not None:
-        options.intra_op_num_threads = threads
     data = _checked(path)
     try:
-        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        session = onnx_session(data, threads)
+        card = EngineCard.from_json(session.get_modelmeta().custom_metadata_map[CARD], path)
+        if card.runtime == "tensorrt":
+            session = tensorrt_session(data, card.precision, card.input_shapes(), card.most_policies)
+    except UserError:
+        raise
     except Exception as error:  # onnxruntime's classes derive from nothing narrower
         raise _unfit(path, f"ONNX Runtime {onnxruntime.__version__}", error) from error
-    card = EngineCard.from_json(session.get_modelmeta().custom_metadata_map[CARD], path)
-    return ExportedEngine(card, lambda given: np.asarray(session.run([OUTPUT], dict(given))[0]))
+    return ExportedEngine(card, onnx_infer(session))
 
 
 def _open_openvino(path: Path, threads: int | None) -> ExportedEngine:
@@ -135,16 +157,14 @@ def _open_openvino(path: Path, threads: int | None) -> ExportedEngine:
     constants = path.with_suffix(".bin")
     if not constants.is_file():
         raise UserError(f"{constants} is missing: it holds the constants of {path.name}, copy both.")
-    core, limits = openvino.Core(), {} if threads is None else {"INFERENCE_NUM_THREADS": threads}
     try:
-        graph = core.read_model(path)
+        graph = openvino.Core().read_model(path)
         card = EngineCard.from_json(graph.get_rt_info([CARD]).astype(str), path)
         _check_constants(constants, card)
-        settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": HINTS[card.precision]} | limits
-        request = core.compile_model(graph, "CPU", settings).create_infer_request()
+        opened = OpenVinoGraph(graph, card.precision, threads)
     except RuntimeError as error:
         raise _unfit(path, f"OpenVINO {openvino.__version__}", error) from error
-    return ExportedEngine(card, lambda given: request.infer(dict(given))[0].copy())
+    return ExportedEngine(card, opened.infer)
 
 
 def _check_constants(path: Path, card: EngineCard) -> None:

@@ -8,52 +8,33 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
-
-import numpy as np
-from jaxtyping import Float32
+from typing import Any
 
 from hypervla.contracts import UserError
-from hypervla.data.normalize import Normalizer
 from hypervla.durable import write_atomically
-from hypervla.embodiment import Embodiment
 from hypervla.runtime import engines
+from hypervla.runtime.acceptance import Source, accept
 from hypervla.runtime.engines import CARD, ENDINGS, EngineCard, Precision, Runtime
+from hypervla.runtime.folding import folded
 from hypervla.runtime.frames import Frames
 from hypervla.runtime.graph import ControlStep, quantised, to_onnx, to_openvino
 from hypervla.runtime.provenance import version
+from hypervla.runtime.sessions import check_tensorrt
 from hypervla.runtime.signature import sign
-from hypervla.runtime.task_policy import Engine
-from hypervla.runtime.torch_engine import TorchEngine
 
-TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 1e-2, "int8": 1e-2}
-"""Largest error of an action at the 99th percentile, as a share of its range."""
+MOST_POLICIES, MOST_ON_TENSORRT = 4096, 64
+"""In one call of an engine, when nothing else is said; TensorRT keeps memory for as many."""
 PRECISIONS: dict[Runtime, tuple[Precision, ...]] = {
     "onnx": ("fp32", "int8"),
     "openvino": ("fp32", "fp16", "bf16", "int8"),
+    "tensorrt": ("fp32", "fp16", "bf16", "int8"),
 }
-"""What each runtime computes in on a CPU."""
+"""What each runtime computes in: the first two on a CPU."""
 WRITERS = ("hypervla", "torch", "onnx", "onnxscript", "nncf", "onnxruntime", "openvino")
 
 
-@runtime_checkable
-class Exportable(Protocol):
-    """A control step and its robot; a Compiler is one."""
-
-    @property
-    def engine(self) -> TorchEngine: ...
-    @property
-    def embodiment(self) -> Embodiment: ...
-    @property
-    def normalizer(self) -> Normalizer: ...
-    @property
-    def digest(self) -> str:
-        """Of the checkpoint."""
-        ...
-
-
 def export(
-    source: Exportable,
+    source: Source,
     out: Path,
     runtime: Runtime,
     precision: Precision,
@@ -61,12 +42,14 @@ def export(
     *,
     calibration: Frames | None = None,
     tolerance: float | None = None,
+    most_policies: int = MOST_POLICIES,
 ) -> EngineCard:
     """Write the engine of the source's backbone to `out` (OpenVINO: and its constants beside it).
 
     `frames` are what it is checked on; `calibration` are what "int8" takes the ranges of numbers from. Raises UserError
-    for a name that does not end as the runtime's files do, a precision that the runtime does not have, eight bits
-    without calibration, and an engine whose actions differ from eager PyTorch's by more than `tolerance`.
+    for a name that does not end as the runtime's files do, a precision that the runtime does not have, a runtime that
+    is not to be had here, eight bits without calibration, less than one task policy in a call, and an engine whose
+    actions differ from eager PyTorch's by more than `tolerance`.
     """
     if out.suffix != ENDINGS[runtime]:
         raise UserError(
@@ -76,8 +59,12 @@ def export(
         raise UserError(
             f"{runtime} has no {precision} engines here, only {', '.join(PRECISIONS[runtime])}: choose one of them."
         )
+    if most_policies < 1:
+        raise UserError(f"An engine wants to take at least 1 task policy in a call, but {most_policies} came.")
     if precision == "int8" and calibration is None:
         raise UserError("Eight bits need frames to take the ranges of numbers from: give a dataset with --data.")
+    if runtime == "tensorrt":
+        check_tensorrt()
     reference = source.engine
     card = EngineCard(
         runtime=runtime,
@@ -85,49 +72,31 @@ def export(
         backbone_digest=reference.backbone_digest,
         checkpoint_digest=source.digest,
         layout=reference.layout,
+        heads=reference.policy.heads,
+        most_policies=most_policies,
         image_size=reference.image_size,
         cameras=len(source.embodiment.cameras),
         proprio_size=source.embodiment.proprio_size if reference.reads_proprio else 0,
         checked={},
         versions={name: found for name in WRITERS if (found := version(name))},
     )
-    graph = to_onnx(ControlStep(reference).eval(), card)
+    graph = to_onnx(ControlStep(reference), card)
     if runtime == "openvino":
         graph = to_openvino(graph)
     if precision == "int8" and calibration is not None:
-        graph = quantised(graph, calibration)
-    write = {"onnx": _write_onnx, "openvino": _write_openvino}[runtime]
+        graph = quantised(graph, calibration, lambda weights: folded(weights, card.heads))
+    write = _write_openvino if runtime == "openvino" else _write_onnx
     draft = out.with_name(f".{out.stem}.draft{out.suffix}")
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
         write(graph, card, draft)
-        checked, most = check(engines.open_engine(draft), source, frames), tolerance or TOLERANCE[precision]
-        if checked["p99"] > most:
-            raise UserError(
-                f"The engine was not written: on {frames.of} its actions differ from eager PyTorch's by "
-                f"{checked['p99']:.2%} of their range at the 99th percentile; {most:.2%} is the most."
-            )
+        checked = accept(engines.open_engine(draft), source, frames, precision, tolerance)
         card = replace(card, checked=checked)
         write(graph, card, out)
     finally:
         draft.unlink(missing_ok=True)
         draft.with_suffix(".bin").unlink(missing_ok=True)
     return card
-
-
-def check(engine: Engine, source: Exportable, frames: Frames) -> dict[str, Any]:
-    """How far an engine's actions are from eager PyTorch's on the same frames, in shares of the robot's limits."""
-    found, wanted = actions(engine, source, frames), actions(source.engine, source, frames)
-    body = source.embodiment
-    limits = np.asarray(body.action_high, np.float32) - np.asarray(body.action_low, np.float32)
-    error = np.abs(found - wanted) / np.where(np.isfinite(limits), limits, np.ptp(wanted, axis=(0, 1)).clip(1e-6))
-    return {"frames": len(found), "of": frames.of, "p99": float(np.quantile(error, 0.99)), "max": float(error.max())}
-
-
-def actions(engine: Engine, source: Exportable, frames: Frames) -> Float32[np.ndarray, "N H A"]:
-    """In the robot's units, one frame at a time."""
-    chunks = [engine.run(*frames.row(i)).chunks[0] for i in range(len(frames))]
-    return np.stack([source.embodiment.clip(source.normalizer.inverse_actions(chunk)).actions for chunk in chunks])
 
 
 def _write_onnx(graph: Any, card: EngineCard, path: Path) -> None:

@@ -10,9 +10,10 @@ from jaxtyping import Float32, UInt8
 
 from hypervla.contracts import EpisodeReader, Observation, TaskContext, UserError, WeightLayout
 from hypervla.runtime.compiler import Compiler
-from hypervla.runtime.task_policy import NamedWeights, preprocess
+from hypervla.runtime.slots import Form, Slots
+from hypervla.runtime.task_policy import preprocess
 
-Inputs = tuple[NamedWeights, np.ndarray, np.ndarray | None]
+Inputs = tuple[Slots, np.ndarray, np.ndarray | None]
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,14 @@ class Frames:
     def __len__(self) -> int:
         return len(self.images)
 
-    def row(self, i: int) -> Inputs:
-        """One of them, as an engine takes it."""
-        return self.rows(slice(i, i + 1))
+    def row(self, i: int, form: Form = dict) -> Inputs:
+        """One of them, as an engine of this form takes it."""
+        return self.rows(form, slice(i, i + 1))
 
-    def rows(self, which: slice = slice(None)) -> Inputs:
+    def rows(self, form: Form = dict, which: slice = slice(None)) -> Inputs:
         """Some of them, as a batch."""
-        weights = self.layout.split(self.weights[which])
-        return weights, self.images[which], None if self.proprio is None else self.proprio[which]
+        slots = Slots(self.layout.split(self.weights[which]), form)
+        return slots, self.images[which], None if self.proprio is None else self.proprio[which]
 
 
 def recorded_frames(compiler: Compiler, reader: EpisodeReader, count: int, seed: int = 0) -> Frames:

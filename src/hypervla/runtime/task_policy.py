@@ -18,6 +18,7 @@ from hypervla.data.normalize import Normalizer
 from hypervla.durable import write_atomically
 from hypervla.embodiment import Embodiment
 from hypervla.runtime.signature import UNSIGNED, is_whole, sign
+from hypervla.runtime.slots import NamedWeights, Slots
 
 FORMAT = 1
 
@@ -44,10 +45,6 @@ class Prediction:
     policy_seconds: float
 
 
-NamedWeights = Mapping[str, Float32[np.ndarray, "N *shape"]]
-"""The weights of N task policies by the names of their layout, which nobody has to cut out of one vector any more."""
-
-
 @runtime_checkable
 class Engine(Protocol):
     """Runs the shared backbone and the base policy; generated weights are an input (runtime/engines.py)."""
@@ -56,13 +53,21 @@ class Engine(Protocol):
     layout: WeightLayout
     image_size: int
     reads_proprio: bool
+    most_policies: int
+    """Task policies in one call."""
+
+    def form(self, weights: NamedWeights) -> NamedWeights:
+        """The weights by the names of the layout, as this engine computes with them."""
+        ...
 
     def run(
         self,
-        weights: NamedWeights,
+        slots: Slots,
         images: UInt8[np.ndarray, "N C h w 3"],
         proprio: Float32[np.ndarray, "N P"] | None,
-    ) -> Prediction: ...
+    ) -> Prediction:
+        """Normalised chunks of N task policies, each on its own observation."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -164,16 +169,14 @@ class StackedPolicies:
     """
 
     def __init__(self, policies: Sequence[TaskPolicy]) -> None:
-        """Raises UserError for none, or policies of several backbones."""
+        """Raises UserError for none, policies of several backbones, or more than the engine takes in one call."""
         if not policies:
             raise UserError("Stacking needs at least one task policy.")
         self.policies = list(policies)
         self.engine = policies[0].engine
-        for policy in policies:
-            self._check(policy)
-        self._room = self.engine.layout.split(np.stack([policy.weights for policy in policies]))
-        """Each tensor of the policies, and behind them room for more."""
-        self._room = {name: np.ascontiguousarray(rows) for name, rows in self._room.items()}
+        self._check(len(policies), *policies)
+        flat = np.stack([policy.weights for policy in policies])
+        self.slots = Slots(self.engine.layout.split(flat), self.engine.form)
         self.last_timing = Timing(0.0, 0.0, 0.0)
 
     def __len__(self) -> int:
@@ -181,19 +184,16 @@ class StackedPolicies:
 
     def replace(self, place: int, policy: TaskPolicy) -> None:
         """Another task policy at this place. Raises UserError for one of another backbone, or a place that is none."""
-        self._check(policy)
+        self._check(len(self), policy)
         self._check_place(place)
         self._put(place, policy)
 
     def add(self, policy: TaskPolicy) -> int:
-        """One more task policy, and its place. Raises UserError for one of another backbone."""
-        self._check(policy)
-        place = len(self.policies)
-        if place == len(next(iter(self._room.values()))):  # twice the room: each row is copied a few times at most
-            self._room = {name: np.concatenate([rows, np.empty_like(rows)]) for name, rows in self._room.items()}
+        """One more task policy, and its place. Raises UserError for one of another backbone, or one too many."""
+        self._check(len(self) + 1, policy)
         self.policies.append(policy)
-        self._put(place, policy)
-        return place
+        self.slots.append(self._row(policy))
+        return len(self) - 1
 
     def remove(self, place: int) -> None:
         """One task policy less; the last one takes its place. Raises UserError for a place that is none, and the last
@@ -202,17 +202,25 @@ class StackedPolicies:
         if len(self.policies) == 1:
             raise UserError("Stacking needs at least one task policy: replace the last one, or drop the stack.")
         last = self.policies.pop()
-        if place < len(self.policies):
+        self.slots.pop()
+        if place < len(self):
             self._put(place, last)
 
     def _put(self, place: int, policy: TaskPolicy) -> None:
         self.policies[place] = policy
-        for name, tensor in self.engine.layout.split(policy.weights).items():
-            self._room[name][place] = tensor
+        self.slots.put(place, self._row(policy))
 
-    def _check(self, policy: TaskPolicy) -> None:
-        if policy.engine.backbone_digest != self.engine.backbone_digest:
+    def _row(self, policy: TaskPolicy) -> NamedWeights:
+        return self.engine.layout.split(policy.weights[None])
+
+    def _check(self, count: int, *policies: TaskPolicy) -> None:
+        if any(policy.engine.backbone_digest != self.engine.backbone_digest for policy in policies):
             raise UserError("Only task policies of one backbone can be stacked: compile them with one checkpoint.")
+        if count > self.engine.most_policies:
+            raise UserError(
+                f"This engine takes at most {self.engine.most_policies} task policies in a call, but {count} came: "
+                "split them into several stacks, or make an engine for more."
+            )
 
     def _check_place(self, place: int) -> None:
         if not 0 <= place < len(self.policies):
@@ -231,8 +239,7 @@ class StackedPolicies:
             pairs = zip(self.policies, observations, strict=True)
             proprio = np.stack([p.card.normalizer.forward_proprio(np.asarray(o.proprio, np.float32)) for p, o in pairs])
         preprocessing = time.perf_counter() - began
-        weights = {name: rows[: len(self.policies)] for name, rows in self._room.items()}
-        prediction = self.engine.run(weights, images, proprio)
+        prediction = self.engine.run(self.slots, images, proprio)
         self.last_timing = Timing(preprocessing, prediction.backbone_seconds, prediction.policy_seconds)
         if not np.isfinite(prediction.chunks).all():
             raise UserError("The policy's actions hold NaN or infinite numbers: stop the robot and check the inputs.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from torch import nn
 from hypervla import checkpoint
 from hypervla.models.generated import fixed_noise
 from hypervla.models.hypervla import HyperVLAConfig
-from hypervla.runtime.task_policy import NamedWeights, Prediction
+from hypervla.runtime.slots import NamedWeights, Slots
+from hypervla.runtime.task_policy import Prediction
 
 
 class TorchEngine:
@@ -24,6 +26,7 @@ class TorchEngine:
         self.backbone_digest, self.layout = backbone_digest, self.policy.layout
         self.image_size = config.backbone.image_size
         self.reads_proprio = config.policy.proprio_size > 0
+        self.most_policies = sys.maxsize
         self.device = torch.device(device)
 
     @staticmethod
@@ -32,10 +35,14 @@ class TorchEngine:
         backbone, about, digest = checkpoint.load_backbone(folder, device)
         return TorchEngine(backbone, about.hypervla(), digest, device)
 
+    def form(self, weights: NamedWeights) -> NamedWeights:
+        """As they are."""
+        return weights
+
     @torch.inference_mode()
     def run(
         self,
-        weights: NamedWeights,
+        slots: Slots,
         images: UInt8[np.ndarray, "N C h w 3"],
         proprio: Float32[np.ndarray, "N P"] | None,
     ) -> Prediction:
@@ -46,7 +53,7 @@ class TorchEngine:
         self._finish()
         middle = time.perf_counter()
         state = None if proprio is None else torch.from_numpy(proprio).to(self.device).unsqueeze(1)
-        named = {name: torch.from_numpy(rows).to(self.device) for name, rows in weights.items()}
+        named = {name: torch.from_numpy(rows).to(self.device) for name, rows in slots.named.items()}
         chunks = self.policy.act(named, tokens, state, fixed_noise(self.device))[:, 0].cpu().numpy()
         return Prediction(chunks, middle - began, time.perf_counter() - middle)
 
