@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -118,10 +119,9 @@ def engines(
         batches=batches,
         seconds=check_seconds(seconds),
         threads=cores() if threads is None else threads,
-        say=(lambda words: None) if as_json else print,
+        say=(lambda words: None) if as_json else partial(print, flush=True),
+        keep=(lambda found: None) if out is None else partial(performance.write, folder=out),
     )
-    if out is not None:
-        performance.write(found, out)
     _print(found, lambda: [performance.tables(found)], as_json)
 
 

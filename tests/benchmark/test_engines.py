@@ -14,26 +14,26 @@ from tests.fakes import POINT
 from torch import nn
 
 from hypervla import cli
-from hypervla.benchmark import engines, performance
-from hypervla.benchmark.engines import EAGER, in_turn
-from hypervla.benchmark.floor import Products, as_onnx, floors, products_of
+from hypervla.benchmark import engines, in_turn, performance
+from hypervla.benchmark.engines import EAGER
+from hypervla.benchmark.floor import Products, as_onnx, floors, held, products_of
 from hypervla.runtime.engines import Precision
 
 
 def test_calls_are_timed_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
-    times = in_turn({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 0.0)
-    assert order[2 * engines.WARM_UP :] == ["a", "b"] * engines.ROUNDS
-    assert {name: len(taken) for name, taken in times.items()} == {"a": engines.ROUNDS, "b": engines.ROUNDS}
-    monkeypatch.setattr(engines, "LONG", 0.0)
-    times = in_turn({"a": lambda: order.append("c")}, 0.0)
-    assert order.count("c") == 1 + engines.LONG_ROUNDS
+    times = in_turn.in_turn({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 0.0)
+    assert order[2 * in_turn.WARM_UP :] == ["a", "b"] * in_turn.ROUNDS
+    assert {name: taken.steps for name, taken in times.items()} == {"a": in_turn.ROUNDS, "b": in_turn.ROUNDS}
+    monkeypatch.setattr(in_turn, "LONG", 0.0)
+    times = in_turn.in_turn({"a": lambda: order.append("c")}, 0.0)
+    assert order.count("c") == 1 + in_turn.LONG_ROUNDS
 
 
 def test_a_time_is_that_of_its_call() -> None:
-    times = in_turn({"slow": lambda: time.sleep(0.02), "fast": lambda: None}, 0.0)
-    assert min(times["slow"]) >= 0.02
-    assert sorted(times["fast"])[2] < 0.01
+    times = in_turn.in_turn({"slow": lambda: time.sleep(0.02), "fast": lambda: None}, 0.0)
+    assert 0.02 <= times["slow"].p50 <= times["slow"].p95 <= times["slow"].p99
+    assert times["fast"].p50 < 0.01
 
 
 class Small(nn.Module):
@@ -79,10 +79,34 @@ def test_every_product_of_the_graph_has_weights_of_its_own() -> None:
     assert {array.shape for array in inputs.values()} >= {(2, 3, 9, 9), (2, 16, 5), (2, 5, 16)}
 
 
+def test_what_is_held_is_what_the_products_write() -> None:
+    with torch.device("meta"):
+        model, x = Small(), torch.empty(2, 3, 9, 9)
+    assert held(products_of(model, (x,))) == 4 * (2 * 4 * 4 * 4 + 2 * 2 * 16 * 5 + 2 * 16 * 16)
+
+
 @pytest.fixture
 def one_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     kinds: list[tuple[str, Precision]] = [("onnx", "fp32")]
     monkeypatch.setattr(engines, "installed", lambda device: kinds)
+
+
+@pytest.mark.traced
+@pytest.mark.usefixtures("one_engine")
+def test_without_room_for_all_engines_each_has_its_turn_with_the_floor(
+    text_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "free_memory", lambda device: 0)
+    groups, kept = [], []
+    timed = engines.timed
+    monkeypatch.setattr(engines, "timed", lambda opened, *rest: groups.append(list(opened)) or timed(opened, *rest))
+    models = {"tiny": (tiny.convolutional(text_folder), POINT)}
+    found = engines.run(
+        models, batches=[16], seconds=0.0, threads=1, keep=lambda found: kept.append(len(found["rows"]))
+    )
+    assert groups == [[EAGER], ["ONNX Runtime, fp32"]]
+    assert all(len(row["floors"]) == 1 and row["times_floor"] > 0 for row in found["rows"])
+    assert kept == [2, 2]
 
 
 @pytest.mark.traced

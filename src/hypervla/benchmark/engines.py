@@ -17,16 +17,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from hypervla.benchmark.floor import floors, products_of, rates
+from hypervla.benchmark.floor import floors, held, products_of, rates
+from hypervla.benchmark.in_turn import Times, in_turn
 from hypervla.benchmark.subject import NO_DIGEST, Subject, step_on_meta
-from hypervla.benchmark.timing import latency, most_memory
+from hypervla.benchmark.timing import free_memory, latency, most_memory
 from hypervla.contracts import UserError
 from hypervla.embodiment import Embodiment
 from hypervla.models.hypervla import HyperVLA, HyperVLAConfig
 from hypervla.models.interface import ModelConfig
 from hypervla.runtime.acceptance import compare
 from hypervla.runtime.cuda_engine import CudaEngine, FastPrecision, captured
-from hypervla.runtime.engines import ENDINGS, ExportedEngine, open_engine
+from hypervla.runtime.engines import ENDINGS, IMAGES, ExportedEngine, open_engine
 from hypervla.runtime.export import PRECISIONS, export
 from hypervla.runtime.frames import Frames
 from hypervla.runtime.graph import ControlStep, backbone_to_onnx, quantised, to_openvino
@@ -35,35 +36,11 @@ from hypervla.runtime.sessions import TENSORRT, Infer, OpenVinoGraph, Precision,
 from hypervla.runtime.task_policy import Engine, TaskPolicy, TaskPolicyCard, preprocess, stack
 
 CALIBRATION = 16
-ROUNDS, WARM_UP = 5, 2
-"""Rounds that are timed at least, and before those."""
-LONG_ROUNDS, LONG = 3, 20.0
-"""Rounds at least where one takes more than so many seconds; one of those warms up."""
 PIECE = 8
-"""On a CPU the floor of a larger batch is that of so many task policies, as often as they go into it."""
+"""On a CPU the floor of a larger batch is that of so many task policies, times how often they go into it."""
 EAGER = "PyTorch, eager"
 RUNTIMES: Mapping[Runtime, str] = {"onnx": "ONNX Runtime", "openvino": "OpenVINO", "tensorrt": "TensorRT"}
 FAST: Mapping[FastPrecision, str] = {p: f"CUDA graph, {p}" for p in ("bf16", "fp16", "fp8")}
-
-
-def in_turn(calls: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, list[float]]:
-    """Seconds of each call, one round after another, so that whatever else the machine does strikes all alike."""
-    began = time.perf_counter()
-    for call in calls.values():
-        call()
-    long = time.perf_counter() - began > LONG
-    for call in calls.values():
-        for _ in range(0 if long else WARM_UP - 1):
-            call()
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    end, rounds = time.perf_counter() + seconds, 0
-    while rounds < (LONG_ROUNDS if long else ROUNDS) or time.perf_counter() < end:
-        for name, call in calls.items():
-            began = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - began)
-        rounds += 1
-    return times
 
 
 def run(
@@ -75,9 +52,11 @@ def run(
     threads: int,
     beside: Mapping[str, ModelConfig] | None = None,
     say: Callable[[str], None] = lambda words: None,
+    keep: Callable[[Mapping[str, Any]], None] = lambda found: None,
 ) -> dict[str, Any]:
     """Every engine of every model at every batch size on one device, with `threads` of the processor's; and one step of
-    the models `beside`, in bfloat16. Raises UserError where no engine can be written or run."""
+    the models `beside`, in bfloat16. `keep` is given what was found as it grows. Raises UserError where there is no
+    engine."""
     torch.set_num_threads(threads)
     place = torch.device(device)
     found: dict[str, Any] = {
@@ -100,24 +79,33 @@ def run(
             for batch in batches:
                 say(f"{name}: batch {batch}")
                 found["rows"] += rows_of(name, config, subject, built, batch, seconds, threads)
-        say(f"{name}: what is done once")
-        found["once"][name] = once(config, subject, list(built.values())[-1].engine, seconds)
+                keep(found)
+            say(f"{name}: what is done once")
+            found["once"][name] = once(config, subject, list(built.values())[-1].open().engine, seconds)
     for name, other in (beside or {}).items():
         say(f"{name}, for comparison")
         try:
             found["beside"][name] = latency(other, device, "bfloat16", seconds).to_json()
         except UserError as reason:
             found["beside"][name] = {"skipped": str(reason)}
+    keep(found)
     return found
 
 
 @dataclass(frozen=True)
-class Built:
-    """An engine, and what opening it took."""
+class Opened:
+    """An engine that is ready."""
 
     engine: Engine
     alone: Callable[[np.ndarray], object] | None
     """What the task policies share, on images."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """An engine that can be opened, and what that takes."""
+
+    open: Callable[[], Opened]
     cold: float = 0.0
     """Seconds until its first chunk."""
     memory: int = 0
@@ -134,12 +122,11 @@ def engines_of(subject: Subject, folder: Path, threads: int, most: int) -> dict[
     def alone(images: np.ndarray) -> torch.Tensor:
         return eager.backbone(torch.from_numpy(images).to(eager.device).flatten(0, 1))[0].mean(1).cpu()
 
-    built = {EAGER: Built(eager, alone)}
+    built = {EAGER: Built(lambda: Opened(eager, alone))}
     if eager.device.type == "cuda":
         built |= fast_engines(subject, most)
-    kinds = installed(eager.device)
     step = ControlStep(eager)
-    for runtime, precision in kinds:
+    for runtime, precision in installed(eager.device):
         built[f"{RUNTIMES[runtime]}, {precision}"] = exported(subject, step, folder, runtime, precision, threads, most)
     if len(built) == 1:
         raise UserError("Timing engines means writing some first: pip install 'hypervla[export]'.")
@@ -158,7 +145,8 @@ def fast_engines(subject: Subject, most: int) -> dict[str, Built]:
         engine.run(*frames.row(0, engine.form))
         cold, memory = time.perf_counter() - began, torch.cuda.memory_allocated() - before
         error = compare(engine, subject, frames)["p99"]
-        built[name] = Built(engine, _shared_on_gpu(engine), cold, memory, error)
+        opened = Opened(engine, _shared_on_gpu(engine))
+        built[name] = Built(lambda opened=opened: opened, cold, memory, error)
     return built
 
 
@@ -191,24 +179,37 @@ def exported(
     cold = time.perf_counter() - began
     with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
         memory = fresh.submit(_memory, path, threads, frames).result()
-    alone = None if runtime == "tensorrt" else shared(step, engine, calibration, threads)
-    return Built(engine, alone, cold, memory, card.checked["p99"])
+    shared = None if runtime == "tensorrt" else write_shared(step, engine, calibration, folder)
+
+    def opened() -> Opened:
+        return Opened(open_engine(path, threads), None if shared is None else open_shared(shared, precision, threads))
+
+    return Built(opened, cold, memory, card.checked["p99"])
 
 
-def shared(step: ControlStep, engine: ExportedEngine, calibration: Frames, threads: int) -> Callable[[Any], object]:
-    """The backbone alone, as an engine of the same kind."""
-    card = engine.card
-    graph = backbone_to_onnx(step, card)
+def write_shared(step: ControlStep, engine: ExportedEngine, calibration: Frames, folder: Path) -> Path:
+    """The backbone alone as a graph of the same kind as the engine's."""
+    card, graph = engine.card, backbone_to_onnx(step, engine.card)
+    path = folder / f"{card.precision}-shared{ENDINGS[card.runtime]}"
     if card.runtime == "openvino":
         graph = to_openvino(graph)
     if card.precision == "int8":
         graph = quantised(graph, calibration, engine.form)
-    infer: Infer
     if card.runtime == "openvino":
-        infer = OpenVinoGraph(graph, card.precision, threads).infer
+        import_module("openvino").save_model(graph, path, compress_to_fp16=card.precision == "fp16")
     else:
-        infer = onnx_infer(onnx_session(graph.SerializeToString(), threads))
-    return lambda images: infer({"images": images})
+        path.write_bytes(graph.SerializeToString())
+    return path
+
+
+def open_shared(path: Path, precision: Precision, threads: int) -> Callable[[np.ndarray], object]:
+    """On images."""
+    if path.suffix == ENDINGS["openvino"]:
+        graph = import_module("openvino").Core().read_model(path)
+        infer: Infer = OpenVinoGraph(graph, precision, threads).infer
+    else:
+        infer = onnx_infer(onnx_session(path.read_bytes(), threads))
+    return lambda images: infer({IMAGES: images})
 
 
 def _memory(path: Path, threads: int, frames: Frames) -> int:
@@ -250,37 +251,49 @@ def rows_of(
     seconds: float,
     threads: int,
 ) -> list[dict[str, Any]]:
-    """One row for each engine, timed in turn with the floor and with what its task policies share."""
-    device, frames = subject.engine.device, subject.frames(batch)
+    """One row for each engine, timed in turn with the floor and with what its task policies share.
+
+    Where memory does not hold all engines at once, each takes turns with the floor of the fastest library alone.
+    """
+    device, rows = subject.engine.device, []
     pieces = batch // PIECE if device.type == "cpu" and batch % PIECE == 0 else 1
     counts = products_of(*step_on_meta(config, batch // pieces))
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    calls: dict[str, Callable[[], object]] = {}
-    for library, call in floors(counts, device, dtype, threads).items():
-        calls[f"floor {library}"] = lambda call=call: [call() for _ in range(pieces)]
-    for engine, one in built.items():
+    least = floors(counts, device, dtype, threads)
+    free = free_memory(device)
+    groups = [list(built)]
+    if free is not None and pieces * held(counts) * 2 * len(built) > free / 2:
+        tried = in_turn(least, 0.0)
+        fastest = min(least, key=lambda library: tried[library].p50)
+        least, groups = {fastest: least[fastest]}, [[engine] for engine in built]
+    for group in groups:
+        opened = {engine: built[engine].open() for engine in group}
+        times = timed(opened, least, subject.frames(batch), seconds)
+        floor = {library: pieces * times[f"floor {library}"].p50 for library in least}
+        for engine in group:
+            one, alone = built[engine], times.get(f"alone {engine}")
+            taken = times[engine]
+            rows.append(
+                {"model": name, "batch": batch, "engine": engine, **vars(taken)}
+                | {"frames_per_second": batch / taken.p50}
+                | {"floors": floor, "times_floor": taken.p50 / min(floor.values())}
+                | {"backbone": alone and alone.p50, "times_backbone": alone and taken.p50 / alone.p50}
+                | {"cold_start": one.cold, "memory": one.memory, "error_p99": one.error}
+            )
+    return rows
+
+
+def timed(
+    opened: Mapping[str, Opened], floor: Mapping[str, Callable[[], object]], frames: Frames, seconds: float
+) -> dict[str, Times]:
+    """Engines by name, what they share as "alone …" and the floors as "floor …", all in turn."""
+    calls: dict[str, Callable[[], object]] = {f"floor {library}": call for library, call in floor.items()}
+    for engine, one in opened.items():
         given = frames.rows(one.engine.form)
         calls[engine] = lambda run=one.engine.run, given=given: run(*given)
         if one.alone is not None:
             calls[f"alone {engine}"] = lambda alone=one.alone: alone(frames.images)
-    times = in_turn(calls, seconds)
-    least = {
-        library.removeprefix("floor "): float(np.median(taken))
-        for library, taken in times.items()
-        if library.startswith("floor ")
-    }
-    rows = []
-    for engine, one in built.items():
-        p50, p95, p99 = (float(q) for q in np.quantile(times[engine], (0.5, 0.95, 0.99)))
-        alone = None if one.alone is None else float(np.median(times[f"alone {engine}"]))
-        rows.append(
-            {"model": name, "batch": batch, "engine": engine, "p50": p50, "p95": p95, "p99": p99}
-            | {"steps": len(times[engine]), "frames_per_second": batch / p50}
-            | {"floors": least, "times_floor": p50 / min(least.values())}
-            | {"backbone": alone, "times_backbone": None if alone is None else p50 / alone}
-            | {"cold_start": one.cold, "memory": one.memory, "error_p99": one.error}
-        )
-    return rows
+    return in_turn(calls, seconds)
 
 
 def once(config: HyperVLAConfig, subject: Subject, engine: Engine, seconds: float) -> dict[str, float]:
@@ -310,4 +323,4 @@ def once(config: HyperVLAConfig, subject: Subject, engine: Engine, seconds: floa
         "sentence": read,
         "weights": generate,
     }
-    return {name: float(np.median(taken)) for name, taken in in_turn(calls, seconds).items()}
+    return {name: taken.p50 for name, taken in in_turn(calls, seconds).items()}

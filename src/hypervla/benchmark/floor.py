@@ -5,6 +5,7 @@ Each library that is installed computes them as it does best; the fastest is the
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
@@ -51,6 +52,19 @@ def products_of(step: nn.Module, inputs: tuple[Any, ...]) -> Counts:
     with Products() as found, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         step(*inputs)
     return found.counts
+
+
+def held(counts: Counts) -> int:
+    """Bytes of all products in float32, which is more than what an engine keeps at once."""
+    total = 0
+    for (name, *args), count in counts.items():
+        if name == ATEN.convolution:
+            (batch, _, *sides), kernel, _, stride, padding, *_ = args
+            out = [(x + 2 * p - k) // s + 1 for x, k, s, p in zip(sides, kernel[2:], stride, padding, strict=True)]
+            total += count * batch * kernel[0] * math.prod(out)
+        else:
+            total += count * math.prod(args[-2][:-1]) * args[-1][-1]
+    return 4 * total
 
 
 def floors(counts: Counts, device: torch.device, dtype: torch.dtype, threads: int) -> dict[str, Callable[[], object]]:
