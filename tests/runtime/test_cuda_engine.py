@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,12 +13,14 @@ from torch import nn
 
 from hypervla import cli
 from hypervla.contracts import TaskContext, UserError
+from hypervla.data.augment import resize
 from hypervla.runtime import cuda_engine
 from hypervla.runtime.acceptance import accept, compare
-from hypervla.runtime.compiler import Compiler
+from hypervla.runtime.compiler import Compiler, load
 from hypervla.runtime.cuda_engine import CudaEngine, FastPrecision, bucket, check_precision, fast_engine
 from hypervla.runtime.float8 import Float8Linear, put_into_float8
 from hypervla.runtime.frames import random_frames
+from hypervla.runtime.resizing import Resize
 from hypervla.runtime.task_policy import Engine, TaskPolicy, stack
 
 CPU = torch.device("cpu")
@@ -45,6 +50,29 @@ def test_it_acts_as_eager_pytorch_does(fast: CudaEngine, compiler: Compiler, cou
     found = stack([on(fast, policy) for policy in eager]).act(seen)
     for one, other in zip(found, stack(eager).act(seen), strict=True):
         np.testing.assert_allclose(one.actions, other.actions, atol=1e-5)
+
+
+def test_views_are_resized_as_on_the_host(text_folder: Path, tmp_path: Path) -> None:
+    config = tiny.convolutional(text_folder)
+    tiny.save_checkpoint(tmp_path, replace(config, backbone=replace(config.backbone, image_size=16)))
+    compiler = load(tmp_path)
+    assert isinstance(compiler, Compiler)
+    (policy,) = policies(compiler, 1)
+    fast = CudaEngine(compiler.engine, "fp32")
+    found = on(fast, policy).act(tiny.observation(5))
+    np.testing.assert_allclose(found.actions, policy.act(tiny.observation(5)).actions, atol=2e-3)
+    assert list(fast._buckets) == [(1, 1, 24, 24, 3)], "the view of 24 pixels, not the network's 16"
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(480, 640, 224), (24, 32, 16), (20, 20, 33), (7, 9, 9)])
+def test_pixels_are_those_of_the_host(height: int, width: int, size: int) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (2, 1, height, width, 3), np.uint8)
+    images[1] = 255 * (np.indices((height, width)).sum(0) // 3 % 2)[None, :, :, None]  # hard edges
+    found = Resize(height, width, size)(torch.from_numpy(images)).numpy()
+    wanted = np.stack([resize(image[0], size) for image in images])
+    difference = np.abs(found[:, 0].astype(int) - wanted)
+    assert difference.max() <= 1, "rounded to the other side of a half"
+    assert (difference > 0).mean() < 3e-3
 
 
 def test_the_next_power_of_two_is_the_bucket() -> None:
@@ -176,8 +204,6 @@ def test_maps_of_other_sizes_keep_their_bits() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("count", [1, 3, 8])
 def test_on_a_gpu(checkpoint_folder, count: int) -> None:
-    from hypervla.runtime.compiler import load
-
     compiler = load(checkpoint_folder, "cuda")
     assert isinstance(compiler, Compiler)
     eager, engine = policies(compiler, count), CudaEngine(compiler.engine, "fp32", traced=True)

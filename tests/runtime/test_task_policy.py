@@ -332,7 +332,7 @@ def test_an_image_of_another_type_is_refused(dtype: type) -> None:
 def test_actions_that_are_no_numbers_never_reach_the_robot(policy: TaskPolicy) -> None:
     class Broken:
         backbone_digest, layout = policy.engine.backbone_digest, policy.layout
-        image_size, reads_proprio, most_policies = 24, True, 1
+        image_size, reads_proprio, most_policies, takes_views = 24, True, 1, False
 
         def form(self, weights: NamedWeights) -> NamedWeights:
             return weights

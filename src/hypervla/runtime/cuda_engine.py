@@ -22,6 +22,7 @@ from hypervla.runtime.float8 import put_into_float8
 from hypervla.runtime.folding import folded, folded_shapes
 from hypervla.runtime.frames import Frames
 from hypervla.runtime.graph import ControlStep
+from hypervla.runtime.resizing import Resize
 from hypervla.runtime.slots import NamedWeights, Slots
 from hypervla.runtime.task_policy import Prediction
 from hypervla.runtime.torch_engine import TorchEngine
@@ -40,7 +41,10 @@ WARM_UP = 3
 
 
 class CudaEngine:
-    """An Engine: the control step of a TorchEngine, folded and captured."""
+    """An Engine: the control step of a TorchEngine, folded and captured. It takes images of the network's size, or a
+    camera's views, which it resizes itself."""
+
+    takes_views = True
 
     def __init__(
         self, reference: TorchEngine, precision: FastPrecision = "fp16", most_policies: int = 64, traced: bool = False
@@ -61,7 +65,7 @@ class CudaEngine:
         self.step: Callable[..., Tensor] = self.whole
         if traced:
             self.step = torch.compile(self.whole, dynamic=False)
-        self._buckets: dict[tuple[int, int], _Bucket] = {}
+        self._buckets: dict[tuple[int, ...], _Bucket] = {}
 
     def form(self, weights: NamedWeights) -> NamedWeights:
         """In fewer tensors."""
@@ -77,10 +81,9 @@ class CudaEngine:
         """Normalised chunks of N task policies, each on its own observation. A bucket's first call captures its graph,
         which takes seconds. The graph is one piece, so all of its time counts as the backbone's."""
         began = time.perf_counter()
-        count, cameras = images.shape[:2]
-        key = bucket(count), cameras
+        key = (bucket(len(images)), *images.shape[1:])
         if key not in self._buckets:
-            self._buckets[key] = _Bucket(self, key[0], cameras, 0 if proprio is None else proprio.shape[1])
+            self._buckets[key] = _Bucket(self, key, 0 if proprio is None else proprio.shape[1])
         chunks = self._buckets[key].run(slots, images, proprio)
         return Prediction(chunks, time.perf_counter() - began, 0.0)
 
@@ -145,10 +148,14 @@ def captured(call: Callable[[], object], device: torch.device) -> Callable[[], N
 class _Bucket:
     """The buffers and the graph of one batch size."""
 
-    def __init__(self, engine: CudaEngine, size: int, cameras: int, proprio: int) -> None:
+    def __init__(self, engine: CudaEngine, images: tuple[int, ...], proprio: int) -> None:
+        """`images` are sizes N, C, h, w and 3."""
         self._step, self._device = engine.step, engine.device
-        pinned, side = self._device.type == "cuda", engine.image_size
-        self._host_images = torch.zeros(size, cameras, side, side, 3, dtype=torch.uint8, pin_memory=pinned)
+        pinned, (size, _, height, width, _) = self._device.type == "cuda", images
+        self._resize: Callable[[Tensor], Tensor] | None = None
+        if (height, width) != (engine.image_size, engine.image_size):
+            self._resize = Resize(height, width, engine.image_size).to(self._device)
+        self._host_images = torch.zeros(images, dtype=torch.uint8, pin_memory=pinned)
         self._host_proprio = torch.zeros(size, proprio, pin_memory=pinned)
         self._images = self._host_images.to(self._device)
         self._proprio = torch.zeros(size, proprio, device=self._device, dtype=engine.dtype)
@@ -182,7 +189,8 @@ class _Bucket:
         self._stamps[changed] = slots.stamps[changed]
 
     def _once(self) -> Tensor:
-        return self._step(self._images, self._weights, self._proprio if self._proprio.shape[1] else None)
+        images = self._images if self._resize is None else self._resize(self._images)
+        return self._step(images, self._weights, self._proprio if self._proprio.shape[1] else None)
 
     def _all(self) -> None:
         """Host to device, the step, and back."""

@@ -91,6 +91,8 @@ class EngineCard:
 class ExportedEngine:
     """A graph that was opened; an Engine. `infer` runs it on named arrays."""
 
+    takes_views = False
+
     def __init__(self, card: EngineCard, infer: Infer) -> None:
         self.card, self._infer = card, infer
         self.backbone_digest, self.layout = card.backbone_digest, card.layout

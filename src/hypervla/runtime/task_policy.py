@@ -55,6 +55,8 @@ class Engine(Protocol):
     reads_proprio: bool
     most_policies: int
     """Task policies in one call."""
+    takes_views: bool
+    """Whether images may come as the cameras' views, to be resized by the engine, where all are of one size."""
 
     def form(self, weights: NamedWeights) -> NamedWeights:
         """The weights by the names of the layout, as this engine computes with them."""
@@ -233,7 +235,7 @@ class StackedPolicies:
                 f"{len(self.policies)} stacked policies need as many observations, not {len(observations)}."
             )
         began = time.perf_counter()
-        images = np.stack([self._images(p, o) for p, o in zip(self.policies, observations, strict=True)])
+        images = self._images(observations)
         proprio = None
         if self.engine.reads_proprio:
             pairs = zip(self.policies, observations, strict=True)
@@ -248,9 +250,14 @@ class StackedPolicies:
             for policy, chunk in zip(self.policies, prediction.chunks, strict=True)
         ]
 
-    def _images(self, policy: TaskPolicy, observation: Observation) -> UInt8[np.ndarray, "C h w 3"]:
-        policy.embodiment.check_observation(observation, needs_proprio=self.engine.reads_proprio)
-        return preprocess(observation.images, policy.embodiment, self.engine.image_size)
+    def _images(self, observations: Sequence[Observation]) -> UInt8[np.ndarray, "N C h w 3"]:
+        pairs = list(zip(self.policies, observations, strict=True))
+        for policy, observation in pairs:
+            policy.embodiment.check_observation(observation, needs_proprio=self.engine.reads_proprio)
+        sizes = {camera.view_size for policy in self.policies for camera in policy.embodiment.cameras}
+        if self.engine.takes_views and len(sizes) == 1:
+            return np.stack([views(o.images, p.embodiment) for p, o in pairs])
+        return np.stack([preprocess(o.images, p.embodiment, self.engine.image_size) for p, o in pairs])
 
 
 def stack(policies: Sequence[TaskPolicy]) -> StackedPolicies:
@@ -263,6 +270,13 @@ def preprocess(
 ) -> UInt8[np.ndarray, "C size size 3"]:
     """Crop and turn each camera's image to what a policy sees and bring it to the network's size, as in training."""
     return np.stack([resize(camera.view(images[camera.name]), size) for camera in embodiment.cameras])
+
+
+def views(
+    images: Mapping[str, UInt8[np.ndarray, "height width 3"]], embodiment: Embodiment
+) -> UInt8[np.ndarray, "C h w 3"]:
+    """Each camera's image, cropped and turned to what a policy sees; all of one size."""
+    return np.stack([camera.view(images[camera.name]) for camera in embodiment.cameras])
 
 
 def to_bytes(weights: Float32[np.ndarray, " W"], layout: WeightLayout, card: TaskPolicyCard) -> bytes:

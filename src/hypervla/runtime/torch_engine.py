@@ -21,6 +21,8 @@ from hypervla.runtime.task_policy import Prediction
 class TorchEngine:
     """Eager PyTorch; an Engine."""
 
+    takes_views = False
+
     def __init__(self, backbone: nn.Module, config: HyperVLAConfig, backbone_digest: str, device: str) -> None:
         self.backbone, self.policy = backbone, config.base_policy()
         self.backbone_digest, self.layout = backbone_digest, self.policy.layout
