@@ -42,6 +42,11 @@ COMMANDS = {
     "cuda": "hypervla bench engines --device cuda --beside openvla --out docs",
 }
 COLOURS = ("#555555", "#9db4d3", "#2b5797", "#f0c9a8", "#e3a06f", "#d07a3c", "#a34f14")
+LABELS: dict[str, Any] = {
+    "padding": 3,
+    "fontsize": 7,
+    "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.5},
+}
 INTRODUCTION = """# Performance
 
 One control step on every engine, from camera image to action chunk, with random weights. Engines of one run are timed
@@ -188,7 +193,7 @@ def draw(found: Found, path: Path) -> None:
         bars = [(g, row) for g, rows in enumerate(sorted_out.values()) for row in rows if row["engine"] == engine]
         places = [-g - (i - len(engines) / 2 + 0.5) * height for g, _ in bars]
         drawn = axis.barh(places, [row["times_floor"] for _, row in bars], height, color=COLOURS[i % 7], label=engine)
-        axis.bar_label(drawn, [milliseconds(row["p50"]) for _, row in bars], padding=3, fontsize=7)
+        axis.bar_label(drawn, [milliseconds(row["p50"]) for _, row in bars], **LABELS)
     axis.axvline(1, color="#c0504d", linewidth=1)
     axis.set_yticks([-g for g in range(len(sorted_out))], [f"{model}\nbatch {batch}" for model, batch in sorted_out])
     axis.set_xlabel("median time of a control step, in multiples of the floor (the line at 1)")
