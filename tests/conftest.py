@@ -65,3 +65,23 @@ def point_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests import tiny
 
     return tiny.write_dataset(tmp_path_factory.mktemp("data") / "points")
+
+
+@pytest.fixture(scope="session")
+def checkpoint_folder(text_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny convolutional checkpoint with variance initialisation, so that contexts differ without training."""
+    from hypervla.models.hypernetwork import HypernetworkConfig
+    from tests import tiny
+
+    heads = HypernetworkConfig(width=8, layers=1, heads=2, mlp=16, initialisation="variance")
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tiny.save_checkpoint(folder, tiny.convolutional(text_folder, hypernetwork=heads))
+    return folder
+
+
+@pytest.fixture
+def compiler(checkpoint_folder: Path):
+    """That checkpoint, loaded afresh: the test may take it to pieces."""
+    from hypervla.runtime.compiler import load
+
+    return load(checkpoint_folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -25,6 +26,11 @@ class InstructedPolicy:
         self.last_timing = Timing(0.0, 0.0, 0.0)
         self._seen: list[tuple[np.ndarray, np.ndarray | None]] = []
         """The observations of this episode that the window still holds, the newest last: images and proprio."""
+
+    @property
+    def policy_id(self) -> str:
+        """Sixteen letters that stand for the instruction; the model is told it, and nothing is compiled."""
+        return hashlib.sha256(self.instruction.encode()).hexdigest()[:16]
 
     @torch.inference_mode()
     def act(self, observation: Observation) -> ActionChunk:

@@ -1,0 +1,114 @@
+"""A policy over the wire: whatever speaks openpi's protocol, ours or another's, as a compiler of task policies.
+
+Imports no PyTorch: a simulator's environment has this and nothing heavy.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+from hypervla.contracts import ActionChunk, Image, Observation, UserError
+from hypervla.embodiment import Embodiment
+from hypervla.runtime import wire
+from hypervla.runtime.task_policy import Timing
+
+PATIENCE = 60.0
+"""Seconds to wait for a server that is not there yet, and for an answer."""
+
+
+class Connection:
+    """One connection to a server, which is one episode."""
+
+    def __init__(self, url: str) -> None:
+        """Raises UserError where nobody answers."""
+        from websockets.exceptions import WebSocketException
+        from websockets.sync.client import connect
+
+        try:
+            opened = connect(url, compression=None, max_size=wire.MOST_BYTES, open_timeout=PATIENCE)
+            self._socket = opened.__enter__()  # closed by `close`, or with the process
+            self.metadata = wire.unpack(self._socket.recv(PATIENCE))
+        except (OSError, TimeoutError, WebSocketException) as error:
+            reason = str(error) or type(error).__name__
+            raise UserError(f"No policy server answers at {url} ({reason}): start one with hypervla serve.") from error
+
+    def ask(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """The server's answer. Raises UserError for a refusal, or when it is gone."""
+        from websockets.exceptions import WebSocketException
+
+        try:
+            self._socket.send(wire.pack(message))
+            answer = self._socket.recv(PATIENCE)
+        except (OSError, TimeoutError, WebSocketException) as error:
+            raise UserError(f"The policy server is gone ({str(error) or type(error).__name__}).") from error
+        if isinstance(answer, str):
+            raise UserError(f"The policy server refused: {answer.strip().splitlines()[-1]}")
+        return wire.unpack(answer)
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class RemoteCompiler:
+    """A policy server as a compiler: each `compile` is a connection of its own, with which the server begins an
+    episode."""
+
+    def __init__(self, url: str, embodiment: Embodiment, upright: bool = False) -> None:
+        """`upright` sends what a policy looks at, cropped and turned, as openpi's own clients do; a server of ours
+        takes what the camera delivers. Raises UserError where nobody answers, or for a server of another robot."""
+        self._url, self._upright, self.embodiment = url, upright, embodiment
+        connection = Connection(url)
+        connection.close()
+        about = connection.metadata
+        self.digest = str(about.get("checkpoint", "unknown"))
+        self.provenance: Mapping[str, Any] = {"server": url, "metadata": about}
+        robot = about.get("embodiment")
+        if isinstance(robot, dict) and robot.get("name") != embodiment.name:
+            raise UserError(
+                f"The server at {url} drives {robot.get('name')}, but {embodiment.name} was wanted: "
+                "serve another checkpoint, or choose another suite."
+            )
+
+    def compile(self, instruction: str, images: Mapping[str, Image]) -> RemotePolicy:
+        """Begin an episode. The server compiles when the first observation comes, which is when the images are sent."""
+        return RemotePolicy(Connection(self._url), instruction, self.embodiment, self._upright)
+
+
+class RemotePolicy:
+    """One episode's policy on a server; a Policy."""
+
+    def __init__(self, connection: Connection, instruction: str, embodiment: Embodiment, upright: bool) -> None:
+        self._connection, self.instruction, self.embodiment, self._upright = (
+            connection,
+            instruction,
+            embodiment,
+            upright,
+        )
+        weakref.finalize(self, connection.close)
+        self.last_timing = Timing(0.0, 0.0, 0.0)
+        self.policy_id: str | None = None
+        """What the server calls the task policy that answered last."""
+
+    def act(self, observation: Observation) -> ActionChunk:
+        """The next actions in the robot's units, inside its limits. Raises UserError for a refusal."""
+        self.embodiment.check_observation(observation, needs_proprio=self.embodiment.proprio_size > 0)
+        if self._upright:
+            images = {c.name: c.view(observation.images[c.name]) for c in self.embodiment.cameras}
+            observation = Observation(images, observation.proprio)
+        began = time.perf_counter()
+        answer = self._connection.ask(wire.encode_request(wire.Request(observation, self.instruction)))
+        chunk = self.embodiment.clip(wire.decode_actions(answer, self.embodiment).actions)
+        self.policy_id = answer.get("policy_id")
+        self.last_timing = _timing(answer, time.perf_counter() - began)
+        return chunk
+
+
+def _timing(answer: Mapping[str, Any], total: float) -> Timing:
+    """The server's own time as the policy's, and the way there and back as preprocessing."""
+    about = answer.get("policy_timing")
+    taken = about.get("infer_ms") if isinstance(about, dict) else None
+    seconds = float(taken) / 1000 if isinstance(taken, int | float) else total
+    return Timing(max(0.0, total - seconds), 0.0, seconds)

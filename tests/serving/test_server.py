@@ -1,0 +1,257 @@
+"""A checkpoint behind openpi's protocol, driven by openpi's own client, unmodified."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import replace
+
+import msgpack
+import numpy as np
+import pytest
+from openpi_client.action_chunk_broker import ActionChunkBroker
+from openpi_client.websocket_client_policy import WebsocketClientPolicy
+from tests import tiny
+from tests.conformance.policy import check_policy
+from tests.fakes import POINT
+from websockets.sync.client import connect
+
+from hypervla.contracts import Observation, TaskContext, UserError
+from hypervla.runtime import wire
+from hypervla.runtime.client import RemoteCompiler
+from hypervla.runtime.compiler import Compiler
+from hypervla.serving.server import PolicyServer
+
+
+@pytest.fixture
+def server(compiler: Compiler) -> Iterator[PolicyServer]:
+    with PolicyServer(compiler, port=0) as server:
+        yield server
+
+
+@pytest.fixture
+def client(server: PolicyServer) -> WebsocketClientPolicy:
+    return WebsocketClientPolicy("127.0.0.1", server.port)
+
+
+def url(server: PolicyServer) -> str:
+    return f"ws://127.0.0.1:{server.port}"
+
+
+def message(seen: Observation, prompt: str, **more) -> dict:
+    """What openpi's client is given: state in float64, as simulators have it."""
+    state = np.asarray(seen.proprio, np.float64)
+    return {"observation/top": seen.images["top"], "observation/state": state, "prompt": prompt, **more}
+
+
+def test_the_server_speaks_first_and_says_what_it_drives(client: WebsocketClientPolicy, compiler: Compiler) -> None:
+    about = client.get_server_metadata()
+    assert about["embodiment"]["name"] == "point"
+    assert about["checkpoint"] == compiler.digest
+
+
+def test_openpis_client_gets_the_task_policys_actions(client: WebsocketClientPolicy, compiler: Compiler) -> None:
+    policy = compiler.compile("find the goal", tiny.observation(0).images)
+    for i in range(3):
+        answer = client.infer(message(tiny.observation(i), "find the goal"))
+        np.testing.assert_allclose(answer["actions"], policy.act(tiny.observation(i)).actions, atol=1e-6)
+        assert answer["policy_id"] == policy.policy_id
+        assert answer["server_timing"]["infer_ms"] >= answer["policy_timing"]["infer_ms"] > 0
+        assert ("prev_total_ms" in answer["server_timing"]) == (i > 0)
+
+
+def test_openpis_broker_hands_out_the_chunk_step_by_step(client: WebsocketClientPolicy) -> None:
+    """It cuts every array of the answer along its first axis."""
+    seen = tiny.observation(0)
+    chunk = client.infer(message(seen, "find the goal"))["actions"]
+    broker = ActionChunkBroker(client, action_horizon=len(chunk))
+    for action in chunk:
+        np.testing.assert_array_equal(broker.infer(message(seen, "find the goal"))["actions"], action)
+
+
+def test_200_changed_prompts_and_never_an_answer_of_the_old_policy(
+    client: WebsocketClientPolicy, compiler: Compiler
+) -> None:
+    first, seen = tiny.observation(0), tiny.observation(1)
+    contexts = [TaskContext(sentence, first.images) for sentence in tiny.INSTRUCTIONS]
+    policies = dict(zip(tiny.INSTRUCTIONS, compiler.compile_many(contexts), strict=True))
+    assert len({policy.policy_id for policy in policies.values()}) == len(policies) >= 3
+    random = np.random.default_rng(0)
+    now = tiny.INSTRUCTIONS[0]
+    for _ in range(200):
+        now = random.choice([sentence for sentence in tiny.INSTRUCTIONS if sentence != now])
+        for observation in (first, seen):
+            answer = client.infer(message(observation, str(now)))
+            assert answer["policy_id"] == policies[now].policy_id
+            np.testing.assert_allclose(answer["actions"], policies[now].act(observation).actions, atol=1e-6)
+
+
+class Counting:
+    """A compiler that counts what it compiles."""
+
+    def __init__(self, compiler: Compiler) -> None:
+        self.compiler, self.asked = compiler, []
+        self.embodiment, self.digest = compiler.embodiment, compiler.digest
+
+    def compile(self, instruction, images):
+        self.asked.append(instruction)
+        return self.compiler.compile(instruction, images)
+
+
+def test_a_connection_an_episode_and_a_prompt_begin_a_new_task_policy(compiler: Compiler) -> None:
+    counting = Counting(compiler)
+    with PolicyServer(counting, port=0) as server:
+        client = WebsocketClientPolicy("127.0.0.1", server.port)
+        for episode in ("one", "one", "two", "two", "one"):
+            client.infer(message(tiny.observation(0), "find the goal", episode_id=episode))
+        assert len(counting.asked) == 3
+        client.infer(message(tiny.observation(0), "go to the goal", episode_id="one"))
+        assert len(counting.asked) == 4
+        other = WebsocketClientPolicy("127.0.0.1", server.port)
+        other.infer(message(tiny.observation(0), "go to the goal", episode_id="one"))
+        assert len(counting.asked) == 5
+        client.infer(message(tiny.observation(0), "go to the goal", episode_id="one"))
+        assert len(counting.asked) == 5, "the first connection goes on"
+
+
+def test_the_new_task_policy_has_seen_the_new_first_image(client: WebsocketClientPolicy, compiler: Compiler) -> None:
+    ids = []
+    for i in range(3):
+        answer = client.infer(message(tiny.observation(i), "find the goal", episode_id=str(i)))
+        ids.append(answer["policy_id"])
+        assert ids[-1] == compiler.compile("find the goal", tiny.observation(i).images).policy_id
+    assert len(set(ids)) == 3
+
+
+def malformed(random: np.random.Generator) -> bytes | str:
+    """One of many ways to be no request."""
+    good = wire.pack(message(tiny.observation(0), "find the goal"))
+    ways = [
+        lambda: random.bytes(int(random.integers(1, 300))),
+        lambda: good[: int(random.integers(1, len(good)))],
+        lambda: good[:40] + bytes([good[40] ^ int(random.integers(1, 256))]) + good[41:] + b"x",
+        lambda: "a text",
+        lambda: msgpack.packb([1, 2, 3]),
+        lambda: msgpack.packb({"prompt": "find the goal"}),
+        lambda: wire.pack(message(tiny.observation(0), "find the goal", secret="x")),
+        lambda: wire.pack(message(tiny.observation(0), " ")),
+        lambda: wire.pack(message(tiny.observation(0), "find " * 200)),
+        lambda: wire.pack({**message(tiny.observation(0), "find"), "observation/state": np.full(2, np.nan)}),
+        lambda: wire.pack({**message(tiny.observation(0), "find"), "observation/state": np.zeros(5)}),
+        lambda: wire.pack({**message(tiny.observation(0), "find"), "observation/top": np.zeros((2, 2, 3), np.uint8)}),
+        lambda: msgpack.packb({"x": {b"__ndarray__": True, b"data": b"", b"dtype": "|O", b"shape": [0]}}),
+    ]
+    return ways[int(random.integers(len(ways)))]()
+
+
+def test_1000_malformed_messages_are_refused_and_others_go_on(server: PolicyServer, client: WebsocketClientPolicy):
+    random = np.random.default_rng(0)
+    wanted = client.infer(message(tiny.observation(0), "find the goal"))["actions"]
+    with connect(url(server), compression=None) as socket:
+        socket.recv()
+        for i in range(1000):
+            socket.send(malformed(random))
+            answer = socket.recv(10)
+            assert isinstance(answer, str), "a refusal is a text"
+            said = json.loads(answer)
+            assert said["error"] in ("WireError", "UserError")
+            assert said["message"].endswith((".", "?"))
+            assert "\n" not in said["message"]
+            assert "Traceback" not in said["message"]
+            if i % 100 == 0:
+                found = client.infer(message(tiny.observation(0), "find the goal"))["actions"]
+                np.testing.assert_array_equal(found, wanted)
+        socket.send(wire.pack(message(tiny.observation(0), "find the goal")))
+        np.testing.assert_array_equal(wire.unpack(socket.recv(10))["actions"], wanted)
+
+
+def test_openpis_client_raises_the_refusal(client: WebsocketClientPolicy) -> None:
+    with pytest.raises(RuntimeError, match="The instruction is empty"):
+        client.infer(message(tiny.observation(0), " "))
+
+
+def test_a_refused_prompt_leaves_no_policy_behind(client: WebsocketClientPolicy) -> None:
+    client.infer(message(tiny.observation(0), "find the goal"))
+    with pytest.raises(RuntimeError):
+        client.infer(message(tiny.observation(0), "x" * 600))
+    answer = client.infer(message(tiny.observation(1), "find the goal"))
+    fresh = client.infer(message(tiny.observation(1), "find the goal", episode_id="fresh"))
+    assert answer["policy_id"] == fresh["policy_id"], "the next episode begins with what is seen then"
+
+
+def test_a_message_that_is_too_large_ends_only_its_connection(
+    server: PolicyServer, client: WebsocketClientPolicy
+) -> None:
+    with connect(url(server), compression=None) as socket:
+        socket.recv()
+        with pytest.raises(Exception, match="1009"):
+            socket.send(b"x" * (wire.MOST_BYTES + 1))
+            socket.recv(10)
+    assert client.infer(message(tiny.observation(0), "find the goal"))["actions"].shape == (2, 3)
+
+
+def test_health_is_answered_while_the_networks_compute(compiler: Compiler) -> None:
+    release = threading.Event()
+
+    class Slow(Counting):
+        def compile(self, instruction, images):
+            release.wait(10)
+            return super().compile(instruction, images)
+
+    with PolicyServer(Slow(compiler), port=0) as server:
+        client = WebsocketClientPolicy("127.0.0.1", server.port)
+        waiting = threading.Thread(target=client.infer, args=(message(tiny.observation(0), "find the goal"),))
+        waiting.start()
+        time.sleep(0.1)
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/healthz", timeout=5) as answer:
+            assert (answer.status, answer.read()) == (200, b"OK\n")
+        assert waiting.is_alive()
+        release.set()
+        waiting.join(10)
+
+
+def test_a_port_that_is_taken_is_refused(server: PolicyServer, compiler: Compiler) -> None:
+    with pytest.raises(UserError, match=f"Could not listen on 127.0.0.1:{server.port} .*: choose another --port"):
+        PolicyServer(compiler, port=server.port).__enter__()
+    with pytest.raises(UserError, match="Could not listen on"):
+        asyncio.run(PolicyServer(compiler, port=server.port).run())
+
+
+# Our own client
+
+
+def test_a_remote_policy_keeps_the_contract_and_acts_as_the_local_one(server: PolicyServer, compiler: Compiler) -> None:
+    remote = RemoteCompiler(url(server), POINT)
+    assert remote.digest == compiler.digest
+    check_policy(lambda: remote.compile("find the goal", tiny.observation(0).images), tiny.observation)
+    policy, local = (c.compile("find the goal", tiny.observation(0).images) for c in (remote, compiler))
+    for i in range(3):
+        np.testing.assert_allclose(
+            policy.act(tiny.observation(i)).actions, local.act(tiny.observation(i)).actions, atol=1e-6
+        )
+    assert policy.policy_id == local.policy_id
+    assert policy.last_timing.total > 0
+
+
+def test_nobody_there_is_said(compiler: Compiler) -> None:
+    with PolicyServer(compiler, port=0) as server:
+        gone = url(server)
+    with pytest.raises(UserError, match=f"No policy server answers at {gone} .*hypervla serve"):
+        RemoteCompiler(gone, POINT)
+
+
+def test_a_server_that_dies_is_said(compiler: Compiler) -> None:
+    with PolicyServer(compiler, port=0) as server:
+        policy = RemoteCompiler(url(server), POINT).compile("find the goal", tiny.observation(0).images)
+        policy.act(tiny.observation(0))
+    with pytest.raises(UserError, match="The policy server is gone"):
+        policy.act(tiny.observation(0))
+
+
+def test_a_server_for_another_robot_is_refused(server: PolicyServer) -> None:
+    with pytest.raises(UserError, match="drives point, but other was wanted"):
+        RemoteCompiler(url(server), replace(POINT, name="other"))
