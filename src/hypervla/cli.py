@@ -14,7 +14,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from hypervla.bench_commands import bench_app, info
 from hypervla.data_commands import data_app
-from hypervla.engine_commands import act_once, export
+from hypervla.engine_commands import act_once, export, serve
 from hypervla.options import Device, Flag, Out
 from hypervla.training_commands import contexts, pretrain, train
 from hypervla.weights_commands import weights_app
@@ -214,7 +214,7 @@ def act(
 
 @app.command(name="eval")
 def evaluate(
-    checkpoint: Positional[str],
+    checkpoint: Positional[str | None] = None,
     /,
     *,
     suite: str,
@@ -228,6 +228,7 @@ def evaluate(
     execution: Execution = "temporal-ensemble",
     device: Device = "cpu",
     engine: str | None = None,
+    server: str | None = None,
 ) -> None:
     """Roll a checkpoint out on a suite; print success per task and write results.json and report.html.
 
@@ -245,10 +246,12 @@ def evaluate(
         against: Folder of an earlier evaluation on the same scenes: also print what changed, scene by scene.
         engine: What the policies act on in place of eager PyTorch: the file of an exported engine, or cuda:fp16 (bf16,
             fp8, fp32) for the fast path of a GPU.
+        server: Evaluate what answers at this address over openpi's protocol (ws://HOST:PORT), in place of a checkpoint.
     """
     from rich.console import Console
 
     from hypervla.arguments import check_device, find_checkpoint
+    from hypervla.contracts import UserError
     from hypervla.display import trial_progress
     from hypervla.evaluation import film, report, rollout
     from hypervla.evaluation.results import Results, paired
@@ -256,7 +259,10 @@ def evaluate(
     from hypervla.runtime.execution import execution_mode
 
     before = None if against is None else Results.load(against / "results.json")
-    path, found, console = find_checkpoint(checkpoint), find_suite(suite), Console()
+    path = server if checkpoint is None else find_checkpoint(checkpoint)
+    if path is None or (checkpoint and server):
+        raise UserError("Say what to evaluate: either a checkpoint, or --server ws://HOST:PORT.")
+    found, console = find_suite(suite), Console()
     found = found.only(tasks) if tasks else found
     with trial_progress(console) as on_trial:
         results = rollout.evaluate(
@@ -280,6 +286,7 @@ def evaluate(
 
 
 app.command(export)
+app.command(serve)
 app.command(info)
 app.command(weights_app, name="weights", help="Published weights into checkpoints, and back.")
 app.command(bench_app, name="bench", help="Time the models beside the papers' figures.")

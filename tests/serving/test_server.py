@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
+import subprocess
+import sys
 import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import msgpack
 import numpy as np
@@ -17,13 +21,17 @@ from openpi_client.action_chunk_broker import ActionChunkBroker
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from tests import tiny
 from tests.conformance.policy import check_policy
+from tests.evaluation.point_suite import point_suite
 from tests.fakes import POINT
 from websockets.sync.client import connect
 
+from hypervla import cli
 from hypervla.contracts import Observation, TaskContext, UserError
+from hypervla.evaluation.rollout import evaluate
 from hypervla.runtime import wire
 from hypervla.runtime.client import RemoteCompiler
 from hypervla.runtime.compiler import Compiler
+from hypervla.runtime.execution import OpenLoop
 from hypervla.serving.server import PolicyServer
 
 
@@ -255,3 +263,39 @@ def test_a_server_that_dies_is_said(compiler: Compiler) -> None:
 def test_a_server_for_another_robot_is_refused(server: PolicyServer) -> None:
     with pytest.raises(UserError, match="drives point, but other was wanted"):
         RemoteCompiler(url(server), replace(POINT, name="other"))
+
+
+# The commands
+
+
+def test_the_command_serves_until_it_is_stopped(checkpoint_folder: Path) -> None:
+    command = [sys.executable, "-m", "hypervla.cli", "serve", str(checkpoint_folder), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        said = process.stdout.readline()
+        assert said.startswith(f"Serving {checkpoint_folder} for point at ws://127.0.0.1:")
+        answer = RemoteCompiler(said.split()[-1], POINT).compile("find the goal", {}).act(tiny.observation(0))
+        assert answer.actions.shape == (2, 3)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 130
+        assert process.stderr.read().strip() == "Stopped serving."
+
+
+def test_a_server_is_evaluated_like_its_checkpoint(
+    server: PolicyServer, checkpoint_folder: Path, tmp_path: Path
+) -> None:
+    suite = point_suite()
+    about = {"trials": 2, "seed": 0, "execution": OpenLoop(), "workers": 1}
+    local = evaluate(checkpoint_folder, suite, out=tmp_path / "local", **about)
+    remote = evaluate(url(server), suite, out=tmp_path / "remote", **about)
+    rows = [[(t.task, t.trial, t.success, t.steps, t.error) for t in found.trials] for found in (local, remote)]
+    assert rows[0] == rows[1]
+    assert remote.conditions.checkpoint == local.conditions.checkpoint
+
+
+def test_what_is_evaluated_has_to_be_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ([], ["embedded", "--server", "ws://127.0.0.1:1"]):
+        with pytest.raises(SystemExit):
+            cli.main(["eval", *words, "--suite", "metaworld-mt10"])
+        assert "either a checkpoint, or --server ws://HOST:PORT" in capsys.readouterr().err

@@ -21,7 +21,7 @@ from hypervla.runtime.provenance import code_commit, cores, machine
 
 
 def evaluate(
-    checkpoint: Path,
+    checkpoint: Path | str,
     suite: Suite,
     *,
     trials: int,
@@ -35,7 +35,8 @@ def evaluate(
     on_trial: Callable[[Trial, int, int], None] = lambda trial, done, total: None,
     load: Load | None = None,
 ) -> Results:
-    """Try every task of a suite `trials` times, several environments at once, and write OUT/results.json.
+    """Try every task of a suite `trials` times, several environments at once, and write OUT/results.json. In place of a
+    checkpoint's folder the address of a policy server will do (ws://HOST:PORT).
 
     Every finished trial is kept in OUT/results.jsonl, so that the same call goes on where an interrupted one stopped
     and a different one is refused. `on_trial(trial, done, total)` hears of each. Films of the first trial of each task
@@ -49,7 +50,7 @@ def evaluate(
     started = time.perf_counter()
     asked = tickets(suite, trials=trials, seed=seed, instructions=instructions)
     workers = min(workers or cores(), len(asked))
-    load = load or partial(load_compiler, robot=suite.embodiment.name, engine=engine)
+    load = load or partial(load_compiler, robot=suite.embodiment, engine=engine)
     job = Job(checkpoint, suite, execution, device, load, films=out / "films", threads=max(1, cores() // workers))
     with Crew(job, workers) as crew:
         model = crew.ready()
@@ -79,7 +80,7 @@ def evaluate(
                 message = f"Stopped with {len(kept)} of {len(asked)} trials kept in {out}; the same command goes on."
                 raise KeyboardInterrupt(message) from None
     provenance = {
-        "checkpoint": {"name": checkpoint.name, "digest": model.digest, **model.provenance},
+        "checkpoint": {"name": getattr(checkpoint, "name", checkpoint), "digest": model.digest, **model.provenance},
         "machine": machine() | {"device": model.device, "workers": workers, "threads_per_worker": job.threads},
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -108,7 +109,7 @@ def act(
     Raises UserError for an unknown task, an instruction no policy can be compiled from, or a crash on the way.
     """
     suite = suite.only([task])
-    compiler = (load or partial(load_compiler, robot=suite.embodiment.name))(checkpoint, device)
+    compiler = (load or partial(load_compiler, robot=suite.embodiment))(checkpoint, device)
     check_embodiment(compiler, suite)
     environment = suite.environment(task)
     film = Film(environment, size, smooth=1, every=max(1, round(suite.embodiment.control_hz / PLAYBACK_HZ)))

@@ -47,25 +47,22 @@ class Compiler(Protocol):
     def compile(self, instruction: str, images: Mapping[str, Image]) -> TimedPolicy: ...
 
 
-Load = Callable[[Path, str], Compiler]
-"""Loads a checkpoint onto a device."""
+Load = Callable[[Path | str, str], Compiler]
+"""Loads a checkpoint onto a device, or connects to the policy server at an address (ws://…)."""
 
 
-def load_compiler(checkpoint: Path, device: str, *, robot: str, engine: str | None = None) -> Compiler:
+def load_compiler(checkpoint: Path | str, device: str, *, robot: Embodiment, engine: str | None = None) -> Compiler:
     """The compiler of runtime/ for that robot, or the only one it knows; with `engine` its policies act on that: the
     file of an exported one, or cuda:PRECISION. It is imported here because it brings PyTorch."""
-    import torch
+    if isinstance(checkpoint, str):
+        from hypervla.runtime.client import RemoteCompiler
 
+        return RemoteCompiler(checkpoint, robot)
     from hypervla import checkpoint as checkpoints
-    from hypervla.runtime import compiler
-    from hypervla.runtime.opening import engine_named
+    from hypervla.runtime.opening import load_on
 
-    known = robot if robot in checkpoints.read_card(checkpoint).robots else None
-    if engine is None:
-        return compiler.load(checkpoint, device=device, robot=known)
-    loaded = compiler.load_compiler(checkpoint, device=device, robot=known)
-    loaded.use(engine_named(engine, loaded, torch.get_num_threads()))
-    return loaded
+    known = robot.name if robot.name in checkpoints.read_card(checkpoint).robots else None
+    return load_on(checkpoint, device, known, engine)
 
 
 @dataclass(frozen=True)

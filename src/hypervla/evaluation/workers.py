@@ -30,7 +30,7 @@ from hypervla.runtime.execution import Execution
 class Job:
     """What every worker is told once."""
 
-    checkpoint: Path
+    checkpoint: Path | str
     suite: Suite
     execution: Execution
     device: str

@@ -15,6 +15,8 @@ from hypervla.embodiment import Embodiment
 from hypervla.runtime import wire
 from hypervla.runtime.task_policy import Timing
 
+SERVER = "hypervla"
+"""What a server of ours calls itself."""
 PATIENCE = 60.0
 """Seconds to wait for a server that is not there yet, and for an answer."""
 
@@ -56,15 +58,16 @@ class RemoteCompiler:
     """A policy server as a compiler: each `compile` is a connection of its own, with which the server begins an
     episode."""
 
-    def __init__(self, url: str, embodiment: Embodiment, upright: bool = False) -> None:
-        """`upright` sends what a policy looks at, cropped and turned, as openpi's own clients do; a server of ours
-        takes what the camera delivers. Raises UserError where nobody answers, or for a server of another robot."""
-        self._url, self._upright, self.embodiment = url, upright, embodiment
+    def __init__(self, url: str, embodiment: Embodiment) -> None:
+        """A server of ours takes what the camera delivers; any other is sent what a policy looks at, cropped and
+        turned, as openpi's own clients do. Raises UserError where nobody answers, or for a server of another robot."""
+        self._url, self.embodiment = url, embodiment
         connection = Connection(url)
         connection.close()
         about = connection.metadata
-        self.digest = str(about.get("checkpoint", "unknown"))
-        self.provenance: Mapping[str, Any] = {"server": url, "metadata": about}
+        self._upright = about.get("server") != SERVER
+        self.digest = str(about.get("checkpoint", f"whatever answers at {url}"))
+        self.provenance: Mapping[str, Any] = {"server": url}
         robot = about.get("embodiment")
         if isinstance(robot, dict) and robot.get("name") != embodiment.name:
             raise UserError(

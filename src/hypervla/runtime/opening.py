@@ -11,10 +11,24 @@ from hypervla.runtime.task_policy import Engine
 
 if TYPE_CHECKING:
     from hypervla.runtime.compiler import Compiler
+    from hypervla.runtime.monolithic import Teller
 
 FAST = "cuda:"
 FRAMES = 16
 """Images of noise that the fast path is checked on."""
+
+
+def load_on(checkpoint: Path, device: str, robot: str | None, engine: str | None) -> Compiler | Teller:
+    """A checkpoint; its task policies act on the engine of that name, if one is given. Raises UserError."""
+    import torch
+
+    from hypervla.runtime import compiler
+
+    if engine is None:
+        return compiler.load(checkpoint, device, robot)
+    loaded = compiler.load_compiler(checkpoint, device, robot)
+    loaded.use(engine_named(engine, loaded, torch.get_num_threads()))
+    return loaded
 
 
 def engine_named(name: str, compiler: Compiler, threads: int) -> Engine:

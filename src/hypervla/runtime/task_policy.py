@@ -7,7 +7,6 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -143,11 +142,13 @@ class TaskPolicy:
         self.layout, self.embodiment, self.instruction = engine.layout, card.embodiment, card.instruction
         self.last_timing = Timing(0.0, 0.0, 0.0)
         self._alone: StackedPolicies | None = None
+        self._id: str | None = None
 
-    @cached_property
+    @property
     def policy_id(self) -> str:
         """Sixteen letters that stand for the instruction and the weights."""
-        return hashlib.sha256(self.instruction.encode() + self.weights.tobytes()).hexdigest()[:16]
+        self._id = self._id or hashlib.sha256(self.instruction.encode() + self.weights.tobytes()).hexdigest()[:16]
+        return self._id
 
     def act(self, observation: Observation) -> ActionChunk:
         """The next H actions in the robot's units. Raises UserError for an observation this robot cannot have made."""

@@ -22,6 +22,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 from hypervla.contracts import ActionChunk, Image, Observation, UserError
 from hypervla.embodiment import Embodiment
 from hypervla.runtime import wire
+from hypervla.runtime.client import SERVER
 from hypervla.runtime.task_policy import Timing
 
 Answer = TypeVar("Answer")
@@ -73,14 +74,13 @@ class PolicyServer:
         """What a client is told when it connects."""
         robot = self.compiler.embodiment
         return {
-            "server": "hypervla",
+            "server": SERVER,
             "checkpoint": self.compiler.digest,
             "embodiment": robot.to_json(),
         }
 
     def __enter__(self) -> PolicyServer:
         """Serve from a thread of its own, and know the port. Raises UserError for a port that is taken."""
-        self._loop = asyncio.new_event_loop()
         started: Future[None] = Future()
         self._thread = threading.Thread(target=self._in_thread, args=(started,), daemon=True)
         self._thread.start()
@@ -93,29 +93,27 @@ class PolicyServer:
         self._worker.shutdown()
 
     def _in_thread(self, started: Future[None]) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_until_complete(self.run(started))
+        try:
+            asyncio.run(self.run(lambda: started.set_result(None)))
+        except UserError as error:
+            started.set_exception(error)
 
-    async def run(self, started: Future[None] | None = None) -> None:
-        """Serve until told to stop. Raises UserError for an address that cannot be had."""
+    async def run(self, ready: Callable[[], None] = lambda: None) -> None:
+        """Serve until told to stop; `ready` is called once the port is open. Raises UserError for an address that
+        cannot be had."""
         from websockets.asyncio.server import serve
 
-        self._stop = asyncio.Event()
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         options = {"compression": None, "max_size": wire.MOST_BYTES, "process_request": _healthy}
         try:
             server = await serve(self._connection, self.host, self.port, **options)
         except OSError as error:
-            reason = UserError(
+            raise UserError(
                 f"Could not listen on {self.host}:{self.port} ({error.strerror}): choose another --port."
-            )
-            if started is None:
-                raise reason from error
-            started.set_exception(reason)
-            return
+            ) from error
         async with server:
             self.port = next(iter(server.sockets)).getsockname()[1]
-            if started is not None:
-                started.set_result(None)
+            ready()
             await self._stop.wait()
 
     async def _connection(self, socket: Any) -> None:
