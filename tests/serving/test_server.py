@@ -279,7 +279,7 @@ def test_the_command_serves_until_it_is_stopped(checkpoint_folder: Path) -> None
         assert answer.actions.shape == (2, 3)
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 130
-        assert process.stderr.read().strip() == "Stopped serving."
+        assert process.stderr.read().strip() == "hypervla: Stopped serving."
 
 
 def test_a_server_is_evaluated_like_its_checkpoint(
