@@ -2,6 +2,7 @@
 # make test   install everything, then run the tests
 # make lint   ruff, pyright and the import contracts
 # make bench-data   how fast data is read, beside lerobot's own loader
+# make env-libero   an environment of its own for LIBERO, to record and evaluate in
 # make fuzz-data    2,000 damaged datasets for each reader
 #
 # PYTHON=python3.12                                          another interpreter (3.11 or newer)
@@ -13,12 +14,13 @@ TORCH_INDEX ?=
 
 BIN := .venv/bin
 ORACLES := .venv/oracles
+LIBERO := .envs/libero
 READY := .venv/.ready
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 DEBIAN_PACKAGES := libegl1 libegl-mesa0 libgl1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench-data fuzz-data lint venv oracles renderer clean
+.PHONY: help demo test bench-data fuzz-data lint venv oracles env-libero renderer clean
 
 help:
 	@sed -n '/^PYTHON/q; s/^# //p' Makefile
@@ -26,10 +28,12 @@ help:
 demo: venv renderer
 	$(BIN)/hypervla demo --out runs/demo
 
-# Two passes: jaxtyping's import hook checks every shape but breaks torch.compile, so traced tests run without it.
-test: venv renderer oracles
+# Two passes: jaxtyping's import hook checks every shape but breaks torch.compile, so traced tests run without it. And
+# one in LIBERO's own environment.
+test: venv renderer oracles env-libero
 	$(BIN)/python -m pytest -m "not traced" --jaxtyping-packages=hypervla,beartype.beartype
 	$(BIN)/python -m pytest -m traced || [ $$? -eq 5 ]
+	$(LIBERO)/bin/python -m pytest tests/simulation/test_libero.py
 
 # How fast data is read beside lerobot's own loader, and whether memory grows: about fifteen minutes.
 bench-data: venv renderer oracles
@@ -68,6 +72,17 @@ $(ORACLES)/.ready: $(READY)
 	$(PIP) --no-deps --target $(ORACLES)/lerobot-0.3.3 lerobot==0.3.3
 	touch $@
 
+# LIBERO in an environment of its own: hypervla without PyTorch, and the packages of the simulator without what theirs
+# ask for, which would bring a CUDA build of PyTorch. Its assets are not in them: HYPERVLA_LIBERO_ASSETS names their folder.
+env-libero: $(LIBERO)/.ready
+
+$(LIBERO)/.ready: pyproject.toml constraints-libero.txt
+	$(PYTHON) -m venv $(LIBERO)
+	$(LIBERO)/bin/python -m pip install --disable-pip-version-check -c constraints-libero.txt -e '.[data,libero,report,serve]' pytest hypothesis
+	$(LIBERO)/bin/python -m pip install --disable-pip-version-check --no-deps \
+		$$(grep -E '^(bddl|hf-libero|robosuite)==' constraints-libero.txt)
+	touch $@
+
 # Off-screen rendering in software. Anything that provides EGL and OpenGL will do; Debian's packages are what CI uses.
 renderer:
 	@[ "$$(uname)" = Linux ] || exit 0; \
@@ -83,4 +98,4 @@ renderer:
 	else echo "Rendering needs$$missing. Please run: sudo sh -c '$$install'" >&2; exit 1; fi
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis dist build
+	rm -rf .venv .envs .pytest_cache .ruff_cache .hypothesis dist build

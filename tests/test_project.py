@@ -131,14 +131,17 @@ def test_no_file_is_large(repository: Path) -> None:
 
 def test_every_requirement_has_an_exact_version(repository: Path) -> None:
     project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
-    rows = [row for row in (repository / "constraints.txt").read_text().splitlines() if not row.startswith("#")]
-    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", row) for row in rows), "constraints are exact public versions"
-    pinned = {row.split("==")[0].lower().replace("_", "-") for row in rows}
-    wanted = {re.split(r"[\[<>=~! ]", row)[0] for row in project["dependencies"]}
-    for extra in project["optional-dependencies"]:
-        wanted |= set(requirements(project["optional-dependencies"], extra))
-    assert wanted <= pinned, wanted - pinned
-    assert "torch==2.13.0" in rows
+    extras = project["optional-dependencies"]
+    own = {extra for extra in extras if (repository / f"constraints-{extra}.txt").is_file()}
+    assert own == {"libero"}, "those of an environment of its own"
+    for name, chosen in [("constraints.txt", extras.keys() - own), *((f"constraints-{one}.txt", {one}) for one in own)]:
+        rows = [row for row in (repository / name).read_text().splitlines() if not row.startswith("#")]
+        assert all(re.fullmatch(r"[\w.-]+==[\w.]+", row) for row in rows), "constraints are exact public versions"
+        pinned = {row.split("==")[0].lower().replace("_", "-") for row in rows}
+        wanted = {re.split(r"[\[<>=~! ]", row)[0] for row in project["dependencies"]}
+        wanted = wanted.union(*(requirements(extras, extra) for extra in chosen))
+        assert wanted <= pinned, wanted - pinned
+    assert "torch==2.13.0" in (repository / "constraints.txt").read_text().splitlines()
 
 
 def test_an_error_about_a_missing_package_names_an_extra_that_has_it(repository: Path) -> None:

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import NoReturn
 
 import tyro
-from tyro.conf import Positional, UseAppendAction, arg
+from tyro.conf import Positional, UseAppendAction
 
 from hypervla.bench_commands import bench_app, info
 from hypervla.data_commands import data_app
 from hypervla.engine_commands import act_once, export, serve
+from hypervla.evaluation_commands import Execution, evaluate, record
 from hypervla.options import Device, Flag, Out
 from hypervla.training_commands import contexts, pretrain, train
 from hypervla.weights_commands import weights_app
-
-Execution = Annotated[str, arg(help="open-loop, receding-horizon:steps=N or temporal-ensemble:recency=R,every=N.")]
-Tasks = UseAppendAction[Annotated[tuple[str, ...], arg(name="task")]]
 
 DESCRIPTION = (
     "HyperVLA: a hypernetwork reads a task once and writes the weights of the small policy that moves the robot."
@@ -46,60 +43,7 @@ def demo(*, out: Out = Path("runs/demo"), trials: int = 10, seed: int = 0, worke
     evaluate("embedded", suite="metaworld-mt10", out=out, trials=trials, seed=seed, workers=workers)
 
 
-@app.command
-def record(
-    *,
-    out: Out,
-    suite: str | None = None,
-    tasks: Tasks = (),
-    episodes: tuple[int, ...] = (100,),
-    noise: float = 0.3,
-    seed: int = 0,
-    workers: int = 2,
-    max_steps: int = 400,
-    driver: str | None = None,
-) -> None:
-    """Record demonstrations of scripted experts as a LeRobot v3.0 dataset; running it again goes on.
-
-    Example: hypervla record --suite metaworld-mt10 --episodes 100 --noise 0.3 --out data/mt10
-
-    Args:
-        out: Folder of the dataset.
-        suite: Record every task of this suite.
-        tasks: Record this task, instead of a suite.
-        episodes: Successful episodes of each task: one number for all, or one for each task in order.
-        noise: Largest standard deviation of the noise on the executed actions; the recorded label stays the expert's.
-        seed: First scene of each task.
-        workers: Processes that simulate.
-        max_steps: An attempt ends after this many steps.
-        driver: A checkpoint that drives the first steps of each episode, while the expert labels what it should have
-            done and then rescues it (DAgger).
-    """
-    from hypervla.contracts import UserError
-
-    if (suite is None) == (not tasks):
-        raise UserError("Say what to record: either --suite NAME or one or more --task NAME.")
-    from hypervla.arguments import driver_options
-    from hypervla.data.record import record as record_episodes
-    from hypervla.evaluation.suites import suite as find_suite
-    from hypervla.simulation.demonstrators.metaworld import make
-
-    chosen = tuple(find_suite(suite).tasks) if suite else tasks
-    record_episodes(
-        out,
-        chosen,
-        episodes[0] if len(episodes) == 1 else episodes,
-        make=make,
-        noise=noise,
-        seed=seed,
-        workers=workers,
-        max_steps=max_steps,
-        suite=suite or "",
-        command=shlex.join(["hypervla", *sys.argv[1:]]),
-        **driver_options(driver),
-    )
-
-
+app.command(record)
 app.command(data_app, name="data", help="Look into datasets, check them, convert them, make their statistics.")
 
 
@@ -212,79 +156,7 @@ def act(
     print(f"{'Success' if trial.success else 'No success'} after {trial.steps} steps: {video}")
 
 
-@app.command(name="eval")
-def evaluate(
-    checkpoint: Positional[str | None] = None,
-    /,
-    *,
-    suite: str,
-    tasks: Tasks = (),
-    trials: int = 10,
-    seed: int = 0,
-    workers: int | None = None,
-    out: Out = Path("runs/eval"),
-    held_out_instructions: Flag = False,
-    against: Path | None = None,
-    execution: Execution = "temporal-ensemble",
-    device: Device = "cpu",
-    engine: str | None = None,
-    server: str | None = None,
-) -> None:
-    """Roll a checkpoint out on a suite; print success per task and write results.json and report.html.
-
-    Example: hypervla eval embedded --suite metaworld-mt10 --trials 10 --seed 0
-
-    Args:
-        checkpoint: Folder of a checkpoint, or the name of a shipped one.
-        suite: Name of the suite.
-        tasks: Only this task of the suite.
-        trials: Attempts at each task.
-        seed: First scene of each task.
-        workers: Processes that simulate; one for each core when not given.
-        out: Folder for the report.
-        held_out_instructions: Ask with the paraphrases kept out of training.
-        against: Folder of an earlier evaluation on the same scenes: also print what changed, scene by scene.
-        engine: What the policies act on in place of eager PyTorch: the file of an exported engine, or cuda:fp16 (bf16,
-            fp8, fp32) for the fast path of a GPU.
-        server: Evaluate what answers at this address over openpi's protocol (ws://HOST:PORT), in place of a checkpoint.
-    """
-    from rich.console import Console
-
-    from hypervla.arguments import check_device, find_checkpoint
-    from hypervla.contracts import UserError
-    from hypervla.display import trial_progress
-    from hypervla.evaluation import film, report, rollout
-    from hypervla.evaluation.results import Results, paired
-    from hypervla.evaluation.suites import suite as find_suite
-    from hypervla.runtime.execution import execution_mode
-
-    before = None if against is None else Results.load(against / "results.json")
-    path = server if checkpoint is None else find_checkpoint(checkpoint)
-    if path is None or (checkpoint and server):
-        raise UserError("Say what to evaluate: either a checkpoint, or --server ws://HOST:PORT.")
-    found, console = find_suite(suite), Console()
-    found = found.only(tasks) if tasks else found
-    with trial_progress(console) as on_trial:
-        results = rollout.evaluate(
-            path,
-            found,
-            trials=trials,
-            seed=seed,
-            execution=execution_mode(execution, found.embodiment),
-            out=out,
-            workers=workers,
-            device=check_device(device),
-            instructions="held_out" if held_out_instructions else "canonical",
-            engine=engine,
-            on_trial=on_trial,
-        )
-    page = report.write(results, film.load_filmstrips(out / "films"), out)
-    console.print(report.table(results))
-    if before is not None:
-        console.print(f"Against {against}: {paired(before, results)}", soft_wrap=True)
-    console.print(f"The report is in {page}", soft_wrap=True)
-
-
+app.command(name="eval")(evaluate)
 app.command(export)
 app.command(serve)
 app.command(info)

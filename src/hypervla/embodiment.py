@@ -188,7 +188,21 @@ WIDOWX = Embodiment(
     action_kind="delta end-effector",
 )
 
-EMBODIMENTS: Mapping[str, Embodiment] = {robot.name: robot for robot in (METAWORLD_SAWYER, WIDOWX)}
+LIBERO_PANDA = Embodiment(
+    name="libero-panda",
+    cameras=(Camera("image", 256, 256, flip="both"), Camera("wrist_image", 256, 256, flip="both")),
+    action_names=("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper"),
+    action_low=(-1.0,) * 7,
+    action_high=(1.0,) * 7,
+    proprio_names=("x", "y", "z", "rotation_x", "rotation_y", "rotation_z", "left_finger", "right_finger"),
+    control_hz=20.0,
+    gripper=Gripper(index=6, open=-1.0, closed=1.0),
+    action_kind="delta end-effector",
+)
+"""LIBERO's Panda: ±1 is 0.05 m and 0.5 rad a step. Its pictures come upside down; the half turn of the published
+evaluations makes them upright and mirrored, and whoever wants their data or policies wants that too."""
+
+EMBODIMENTS: Mapping[str, Embodiment] = {robot.name: robot for robot in (METAWORLD_SAWYER, WIDOWX, LIBERO_PANDA)}
 
 
 def find_embodiment(name: str) -> Embodiment:

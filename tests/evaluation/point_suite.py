@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from tests.fakes import POINT, SAYINGS, PointWorld, seek_goal
+from tests.fakes import POINT, SAYINGS, PointWorld, make_point_world, seek_goal
 
 from hypervla.contracts import ActionChunk, Observation, TaskContext, UserError
 from hypervla.evaluation.suites import Suite
@@ -84,7 +84,11 @@ def sentences(task: str, instructions: str) -> tuple[str, ...]:
 
 
 def point_suite(
-    crash: tuple[int, ...] = (), die: tuple[int, ...] = (), pause: float = 0.0, max_steps: int = 30
+    crash: tuple[int, ...] = (),
+    die: tuple[int, ...] = (),
+    pause: float = 0.0,
+    max_steps: int = 30,
+    demonstrated: bool = False,
 ) -> Suite:
     return Suite(
         name="point",
@@ -94,4 +98,5 @@ def point_suite(
         sentences=sentences,
         success_rule="The dot touches its goal.",
         max_steps=max_steps,
+        make=make_point_world if demonstrated else None,
     )

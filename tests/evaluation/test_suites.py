@@ -18,7 +18,7 @@ from hypervla.evaluation.suites import MT10, RECORDING_SEEDS, SUITES, environmen
 def test_a_suite_can_be_sent_to_a_worker(name: str) -> None:
     found = suite(name)
     sent = pickle.loads(pickle.dumps(found))
-    assert replace(sent, environment=found.environment) == found
+    assert replace(sent, environment=found.environment, make=found.make) == found
     assert getattr(sent.environment, "keywords", None) == getattr(found.environment, "keywords", None)
     assert len(found.tasks) >= 9
 

@@ -103,7 +103,7 @@ class Counting:
 
     def __init__(self, compiler: Compiler) -> None:
         self.compiler, self.asked = compiler, []
-        self.embodiment, self.digest = compiler.embodiment, compiler.digest
+        self.embodiment, self.digest, self.provenance = compiler.embodiment, compiler.digest, compiler.provenance
 
     def compile(self, instruction, images):
         self.asked.append(instruction)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -17,7 +16,7 @@ from hypervla.evaluation.trial import Load, Ticket, check_embodiment, load_compi
 from hypervla.evaluation.workers import Crew, Job
 from hypervla.runtime.execution import Execution
 from hypervla.runtime.opening import describe
-from hypervla.runtime.provenance import code_commit, cores, machine
+from hypervla.runtime.provenance import code_commit, command, cores, machine
 
 
 def evaluate(
@@ -36,7 +35,7 @@ def evaluate(
     load: Load | None = None,
 ) -> Results:
     """Try every task of a suite `trials` times, several environments at once, and write OUT/results.json. In place of a
-    checkpoint's folder the address of a policy server will do (ws://HOST:PORT).
+    checkpoint's folder the address of a policy server will do (ws://HOST:PORT), or "expert", the suite's demonstrator.
 
     Every finished trial is kept in OUT/results.jsonl, so that the same call goes on where an interrupted one stopped
     and a different one is refused. `on_trial(trial, done, total)` hears of each. Films of the first trial of each task
@@ -82,7 +81,7 @@ def evaluate(
     provenance = {
         "checkpoint": {"name": getattr(checkpoint, "name", checkpoint), "digest": model.digest, **model.provenance},
         "machine": machine() | {"device": model.device, "workers": workers, "threads_per_worker": job.threads},
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": command(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "wall_seconds": round(time.perf_counter() - started, 1),
     }

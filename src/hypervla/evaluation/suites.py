@@ -9,7 +9,8 @@ from functools import partial
 from typing import Literal
 
 from hypervla.contracts import Environment, UserError
-from hypervla.embodiment import METAWORLD_SAWYER, Embodiment
+from hypervla.data.record import Demonstrator, Make
+from hypervla.embodiment import LIBERO_PANDA, METAWORLD_SAWYER, Embodiment
 
 InstructionSet = Literal["canonical", "train", "held_out"]
 """Which sentences ask for the task: the first training sentence, all training sentences, or those kept for testing."""
@@ -49,6 +50,10 @@ class Suite:
     scene: str = ""
     """What the policy may see that a reader should know about."""
     max_steps: int = 400
+    make: Make | None = None
+    """Makes the environment of a task and who demonstrates it, where there is such a one."""
+    needs: str | None = None
+    """The simulator's package, where it lives in an environment of its own (simulation/homes.py)."""
 
     def only(self, tasks: Sequence[str]) -> Suite:
         """This suite with some of its tasks, in the suite's order. Raises UserError for a task it does not have."""
@@ -92,6 +97,7 @@ def _metaworld(name: str, tasks: tuple[str, ...] | None, goal_visible: bool) -> 
         sentences=_metaworld_sentences,
         success_rule="Metaworld's own success signal, at any step.",
         scene="The goal marker is visible where Metaworld draws one." if goal_visible else "The goal marker is hidden.",
+        make=_metaworld_demonstrated,
     )
 
 
@@ -99,6 +105,59 @@ def _metaworld_environment(task: str, goal_visible: bool) -> Environment:
     from hypervla.simulation.metaworld import MetaworldEnvironment
 
     return MetaworldEnvironment(task, goal_visible=goal_visible)
+
+
+def _metaworld_demonstrated(task: str) -> tuple[Environment, Demonstrator]:
+    from hypervla.simulation.demonstrators.metaworld import make
+
+    return make(task)
+
+
+LIBERO_STEPS = {
+    "libero": {"spatial": 220, "object": 280, "goal": 300, "10": 520},
+    "libero-lerobot": {"spatial": 280, "object": 280, "goal": 300, "10": 520},
+    "libero-hypervla": {"spatial": 520, "object": 520, "goal": 520, "10": 520},
+}
+"""Steps of a trial by protocol: OpenVLA's, LeRobot's, and that of HyperVLA's released code."""
+
+
+def _libero(name: str, part: str, max_steps: int) -> Suite:
+    from hypervla.simulation import libero
+
+    return Suite(
+        name=name,
+        tasks=libero.tasks()[part],
+        embodiment=LIBERO_PANDA,
+        environment=partial(_libero_environment, part),
+        sentences=_libero_sentences,
+        success_rule="LIBERO's own goal, at any step after ten of waiting, from its stored initial states.",
+        scene=libero.scene(),
+        max_steps=max_steps,
+        make=partial(_libero_demonstrated, part),
+        needs="libero",
+    )
+
+
+def _libero_environment(part: str, task: str) -> Environment:
+    from hypervla.simulation.libero import LiberoEnvironment
+
+    return LiberoEnvironment(part, task, stored_from=FIRST_EVALUATION_SEED)
+
+
+def _libero_demonstrated(part: str, task: str) -> tuple[Environment, Demonstrator]:
+    from hypervla.simulation.demonstrators.libero import LiberoExpert
+    from hypervla.simulation.libero import LiberoEnvironment
+
+    environment = LiberoEnvironment(part, task, stored_from=FIRST_EVALUATION_SEED)
+    return environment, LiberoExpert(environment)
+
+
+def _libero_sentences(task: str, instructions: InstructionSet) -> tuple[str, ...]:
+    from hypervla.simulation.libero import sentence
+
+    if instructions == "held_out":
+        raise UserError("LIBERO asks for each task in one way: there are no sentences kept out of training.")
+    return (sentence(task),)
 
 
 IN_SCENE_OF = " in the scene of "
@@ -149,4 +208,9 @@ SUITES: dict[str, Callable[[], Suite]] = {
     "metaworld-mt10": partial(_metaworld, "metaworld-mt10", MT10, True),
     "metaworld-mt10-hidden-goal": partial(_metaworld, "metaworld-mt10-hidden-goal", MT10, False),
     "metaworld-shared-scene": _shared_scene,
+} | {
+    name: partial(_libero, name, part, steps)
+    for protocol, parts in LIBERO_STEPS.items()
+    for part, steps in parts.items()
+    for name in [protocol.replace("libero", f"libero-{part}")]
 }

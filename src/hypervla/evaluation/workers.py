@@ -10,7 +10,7 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hypervla.contracts import Environment, UserError
+from hypervla.evaluation.expert import EXPERT, Demonstrating
 from hypervla.evaluation.film import Film, save_filmstrip
 from hypervla.evaluation.results import TrialRecord
 from hypervla.evaluation.suites import Suite
@@ -168,9 +169,13 @@ def _give_next(worker: Worker, pending: Mapping[str, deque[Ticket]]) -> None:
 def _work(connection: Connection, job: Job) -> None:
     """A worker's life: load, then make trials until told to stop or the parent is gone."""
     os.environ.setdefault("OMP_NUM_THREADS", str(job.threads))  # before PyTorch is imported
-    opened = OpenEnvironment(job.suite)
+    opened = OpenEnvironment(job.suite.environment)
     try:
-        compiler = job.load(job.checkpoint, job.device)
+        if job.checkpoint == EXPERT:
+            compiler = expert = Demonstrating(job.suite)
+            opened = OpenEnvironment(expert.environment)
+        else:
+            compiler = job.load(job.checkpoint, job.device)
         check_embodiment(compiler, job.suite)
         connection.send(Model(compiler.digest, dict(compiler.provenance), _device_name(job.device)))
         while (ticket := connection.recv()) is not None:
@@ -186,14 +191,14 @@ def _work(connection: Connection, job: Job) -> None:
 class OpenEnvironment:
     """Keeps the environment of the latest task open: the next trial is likely to want it."""
 
-    def __init__(self, suite: Suite) -> None:
-        self.suite = suite
+    def __init__(self, make: Callable[[str], Environment]) -> None:
+        self.make = make
         self.environment: Environment | None = None
 
     def get(self, task: str) -> Environment:
         if self.environment is None or self.environment.task != task:
             self.close()
-            self.environment = self.suite.environment(task)
+            self.environment = self.make(task)
         return self.environment
 
     def close(self) -> None:

@@ -67,7 +67,8 @@ class RemoteCompiler:
         about = connection.metadata
         self._upright = about.get("server") != SERVER
         self.digest = str(about.get("checkpoint", f"whatever answers at {url}"))
-        self.provenance: Mapping[str, Any] = {"server": url}
+        known = about.get("provenance") if about.get("server") == SERVER else None
+        self.provenance: Mapping[str, Any] = known if isinstance(known, dict) else {"server": url}
         robot = about.get("embodiment")
         if isinstance(robot, dict) and robot.get("name") != embodiment.name:
             raise UserError(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+COMMAND = "HYPERVLA_COMMAND"
+"""Environment variable: the words of the command that started this one elsewhere, as JSON."""
 PACKAGES = ("hypervla", "numpy", "torch", "transformers", "onnxruntime", "openvino", "nncf", "mujoco", "metaworld")
 
 
@@ -26,6 +30,11 @@ def code_commit() -> str:
         return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     except (OSError, subprocess.SubprocessError):
         return f"hypervla {version('hypervla') or 'unknown'}"
+
+
+def command() -> list[str]:
+    """The words that a person typed, also where the command went on in another environment."""
+    return json.loads(os.environ[COMMAND]) if COMMAND in os.environ else [Path(sys.argv[0]).name, *sys.argv[1:]]
 
 
 def version(package: str) -> str | None:

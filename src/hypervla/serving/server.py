@@ -51,6 +51,8 @@ class Compiler(Protocol):
     def embodiment(self) -> Embodiment: ...
     @property
     def digest(self) -> str: ...
+    @property
+    def provenance(self) -> Mapping[str, Any]: ...
     def compile(self, instruction: str, images: Mapping[str, Image]) -> ServedPolicy: ...
 
 
@@ -77,6 +79,7 @@ class PolicyServer:
             "server": SERVER,
             "checkpoint": self.compiler.digest,
             "embodiment": robot.to_json(),
+            "provenance": dict(self.compiler.provenance),
         }
 
     def __enter__(self) -> PolicyServer:

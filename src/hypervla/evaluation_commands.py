@@ -1,0 +1,210 @@
+"""`hypervla record` and `hypervla eval`: demonstrations of experts, and success rates, in the simulators."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import Positional, UseAppendAction, arg
+
+from hypervla.options import Device, Flag, Out
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from hypervla.evaluation.results import Results
+
+Execution = Annotated[str, arg(help="open-loop, receding-horizon:steps=N or temporal-ensemble:recency=R,every=N.")]
+Tasks = UseAppendAction[Annotated[tuple[str, ...], arg(name="task")]]
+
+
+def flags(name: str, values: Iterable[str]) -> list[str]:
+    """A flag before each value."""
+    return [word for value in values for word in (name, value)]
+
+
+def _words(given: Mapping[str, object]) -> list[str]:
+    """Flags and their values, as they are typed."""
+    return [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
+
+
+def record(
+    *,
+    out: Out,
+    suite: str | None = None,
+    tasks: Tasks = (),
+    episodes: tuple[int, ...] = (100,),
+    noise: float = 0.3,
+    seed: int = 0,
+    workers: int = 2,
+    max_steps: int = 400,
+    driver: str | None = None,
+) -> None:
+    """Record demonstrations of scripted experts as a LeRobot v3.0 dataset; running it again goes on.
+
+    Example: hypervla record --suite metaworld-mt10 --episodes 100 --noise 0.3 --out data/mt10
+
+    Args:
+        out: Folder of the dataset.
+        suite: Record every task of this suite.
+        tasks: Record this task only; of Metaworld when no suite is given.
+        episodes: Successful episodes of each task: one number for all, or one for each task in order.
+        noise: Largest standard deviation of the noise on the executed actions; the recorded label stays the expert's.
+        seed: First scene of each task.
+        workers: Processes that simulate.
+        max_steps: An attempt ends after this many steps.
+        driver: A checkpoint that drives the first steps of each episode, while the expert labels what it should have
+            done and then rescues it (DAgger).
+    """
+    from hypervla.contracts import UserError
+
+    if suite is None and not tasks:
+        raise UserError("Say what to record: --suite NAME, or one or more --task NAME.")
+    from hypervla.arguments import driver_options
+    from hypervla.away import run_away
+    from hypervla.data.record import record as record_episodes
+    from hypervla.evaluation.suites import suite as find_suite
+    from hypervla.runtime.provenance import command
+    from hypervla.simulation.homes import is_home
+
+    found = find_suite(suite or "metaworld")
+    chosen = found.only(tasks).tasks if tasks else found.tasks
+    if found.needs is not None and not is_home(found.needs):
+        given = {"out": out, "suite": found.name, "noise": noise, "seed": seed, "workers": workers}
+        words = ["record", *_words({**given, "max-steps": max_steps}), *flags("--task", tasks)]
+        words += ["--episodes", *map(str, episodes)]
+        if driver is not None:
+            raise UserError("A checkpoint drives only where PyTorch is, which this suite's environment does without.")
+        run_away(found.needs, words)
+        return
+    if found.make is None:
+        raise UserError(f"Nobody demonstrates suite '{found.name}'.")
+    record_episodes(
+        out,
+        chosen,
+        episodes[0] if len(episodes) == 1 else episodes,
+        make=found.make,
+        noise=noise,
+        seed=seed,
+        workers=workers,
+        max_steps=max_steps,
+        suite=suite or "",
+        command=shlex.join(["hypervla", *command()[1:]]),
+        **driver_options(driver),
+    )
+
+
+def evaluate(
+    checkpoint: Positional[str | None] = None,
+    /,
+    *,
+    suite: str,
+    tasks: Tasks = (),
+    trials: int = 10,
+    seed: int = 0,
+    workers: int | None = None,
+    out: Out = Path("runs/eval"),
+    held_out_instructions: Flag = False,
+    against: Path | None = None,
+    execution: Execution = "temporal-ensemble",
+    device: Device = "cpu",
+    engine: str | None = None,
+    server: str | None = None,
+) -> None:
+    """Roll a checkpoint out on a suite; print success per task and write results.json and report.html.
+
+    Example: hypervla eval embedded --suite metaworld-mt10 --trials 10 --seed 0
+
+    Args:
+        checkpoint: Folder of a checkpoint, or the name of a shipped one; "expert" is the suite's demonstrator.
+        suite: Name of the suite.
+        tasks: Only this task of the suite.
+        trials: Attempts at each task.
+        seed: First scene of each task.
+        workers: Processes that simulate; one for each core when not given.
+        out: Folder for the report.
+        held_out_instructions: Ask with the paraphrases kept out of training.
+        against: Folder of an earlier evaluation on the same scenes: also print what changed, scene by scene.
+        engine: What the policies act on in place of eager PyTorch: the file of an exported engine, or cuda:fp16 (bf16,
+            fp8, fp32) for the fast path of a GPU.
+        server: Evaluate what answers at this address over openpi's protocol (ws://HOST:PORT), in place of a checkpoint.
+    """
+    from hypervla.contracts import UserError
+    from hypervla.evaluation.suites import suite as find_suite
+    from hypervla.simulation.homes import is_home
+
+    if (checkpoint is None) == (server is None):
+        raise UserError("Say what to evaluate: either a checkpoint, or --server ws://HOST:PORT.")
+    found = find_suite(suite).only(tasks) if tasks else find_suite(suite)
+    if found.needs is not None and not is_home(found.needs):
+        given = {"suite": suite, "trials": trials, "seed": seed, "execution": execution, "out": out}
+        words = _words({**given, "workers": workers, "against": against})
+        words += [*flags("--task", tasks), *(["--held-out-instructions"] if held_out_instructions else [])]
+        _evaluate_away(found.needs, checkpoint, words, server, device, engine)
+        return
+    from rich.console import Console
+
+    from hypervla.arguments import check_device, find_checkpoint
+    from hypervla.display import trial_progress
+    from hypervla.evaluation import rollout
+    from hypervla.evaluation.expert import EXPERT
+    from hypervla.evaluation.results import Results
+    from hypervla.runtime.execution import execution_mode
+
+    before = None if against is None else Results.load(against / "results.json")
+    path = server or (EXPERT if checkpoint in (None, EXPERT) else find_checkpoint(checkpoint))
+    console = Console()
+    with trial_progress(console) as on_trial:
+        results = rollout.evaluate(
+            path,
+            found,
+            trials=trials,
+            seed=seed,
+            execution=execution_mode(execution, found.embodiment),
+            out=out,
+            workers=workers,
+            device=check_device(device) if engine or checkpoint not in (None, EXPERT) else device,
+            instructions="held_out" if held_out_instructions else "canonical",
+            engine=engine,
+            on_trial=on_trial,
+        )
+    _show(results, before, against, out, console)
+
+
+def _show(results: Results, before: Results | None, against: Path | None, out: Path, console: Console) -> None:
+    """The report and its table, and what changed since."""
+    from hypervla.evaluation import film, report
+    from hypervla.evaluation.results import paired
+
+    page = report.write(results, film.load_filmstrips(out / "films"), out)
+    console.print(report.table(results))
+    if results.conditions.scene:
+        console.print(results.conditions.scene, soft_wrap=True)
+    if before is not None:
+        console.print(f"Against {against}: {paired(before, results)}", soft_wrap=True)
+    console.print(f"The report is in {page}", soft_wrap=True)
+
+
+def _evaluate_away(
+    package: str, checkpoint: str | None, words: list[str], server: str | None, device: str, engine: str | None
+) -> None:
+    """Where the simulator is: the policy stays here, behind a server of its own."""
+    from hypervla.arguments import check_device, find_checkpoint
+    from hypervla.away import run_away
+    from hypervla.evaluation.expert import EXPERT
+    from hypervla.simulation.homes import interpreter
+
+    interpreter(package)  # refused before anything large is loaded
+    if checkpoint == EXPERT:
+        run_away(package, ["eval", EXPERT, *words])
+    elif checkpoint is None:
+        run_away(package, ["eval", "--server", str(server), *words])
+    else:
+        from hypervla.runtime.opening import load_on
+        from hypervla.serving.server import PolicyServer
+
+        compiler = load_on(find_checkpoint(checkpoint), check_device(device), None, engine)
+        with PolicyServer(compiler, port=0) as serving:
+            run_away(package, ["eval", "--server", f"ws://127.0.0.1:{serving.port}", *words])

@@ -1,0 +1,210 @@
+"""LIBERO's four suites as Environments: a Panda arm on MuJoCo through robosuite, with the benchmark's stored states.
+
+Made for hf-libero 0.1.4 and robosuite 1.4.0, in an environment of their own (`make env-libero`). The assets are not in
+the package: HYPERVLA_LIBERO_ASSETS names their folder. Conventions are those of the published evaluations.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import logging
+import math
+import os
+import pickletools
+import tempfile
+import tomllib
+import zipfile
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib import import_module
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Float64, UInt8
+
+from hypervla.contracts import ActionChunk, Observation, Outcome, UserError
+from hypervla.embodiment import LIBERO_PANDA
+
+ASSETS = "HYPERVLA_LIBERO_ASSETS"
+STAND_INS = "STAND_INS.txt"
+"""In a folder of assets: some of its pictures are plain ones in place of the originals."""
+CAMERAS = {"image": "agentview", "wrist_image": "robot0_eye_in_hand"}
+"""LIBERO's cameras by the embodiment's."""
+WAITING = np.array([0, 0, 0, 0, 0, 0, -1.0])
+WAITING_STEPS = 10
+"""What was put down comes to rest before the policy looks."""
+FIXTURES = 0
+"""Seed of what a stored state does not hold: where cabinet and stove stand."""
+
+
+@cache
+def tasks() -> Mapping[str, tuple[str, ...]]:
+    """The ten tasks of each suite (libero.toml), by LIBERO's names."""
+    rows = tomllib.loads(files("hypervla.simulation").joinpath("libero.toml").read_text())
+    return {suite: tuple(row["tasks"]) for suite, row in rows.items()}
+
+
+def sentence(task: str) -> str:
+    """The instruction in a task's name, as the published evaluations read it: without the scene."""
+    words = task.split("_")
+    scenes = [i for i, word in enumerate(words) if word.startswith("SCENE")]
+    return " ".join(words[scenes[0] + 1 :] if scenes else words)
+
+
+def scene() -> str:
+    """What a reader of a success rate should know about the pictures."""
+    folder = os.environ.get(ASSETS)
+    stand_ins = folder is not None and any((Path(folder) / up / STAND_INS).is_file() for up in (".", ".."))
+    return "LIBERO with stand-in visuals: not comparable with published rates." if stand_ins else ""
+
+
+class LiberoEnvironment:
+    """One task of LIBERO; an Environment.
+
+    Seeds below `stored_from` draw the scene anew from the task's description; from there on they are LIBERO's stored
+    initial states, one after another and around.
+    """
+
+    embodiment = LIBERO_PANDA
+
+    def __init__(self, suite: str, task: str, stored_from: int) -> None:
+        """Raises UserError for a task that is none, and where LIBERO or its assets are missing."""
+        if task not in tasks().get(suite, ()):
+            raise UserError(f"LIBERO's suite '{suite}' has no task '{task}'.")
+        self.suite, self.task = suite, task
+        self.instructions: Sequence[str] = (sentence(task),)
+        self._stored_from = stored_from
+        package = _package()
+        self._states = stored_states(package / "init_files" / f"libero_{suite}" / f"{task}.pruned_init")
+        self.simulator: Any = _make_simulator(package / "bddl_files" / f"libero_{suite}" / f"{task}.bddl")
+        self._seen: Mapping[str, Any] = {}
+        self._renderers: dict[int, Any] = {}
+        self.episode = 0
+        """How many have begun."""
+
+    def reset(self, seed: int) -> None:
+        """Start an episode with the scene of this seed, at rest."""
+        self.episode += 1
+        stored = seed >= self._stored_from
+        self.simulator.seed(FIXTURES if stored else seed)
+        self.simulator.reset()
+        gripper = self.simulator.robots[0].gripper
+        gripper.current_action = np.zeros_like(gripper.current_action)  # which robosuite keeps from the last episode
+        if stored:
+            self.simulator.set_init_state(self._states[(seed - self._stored_from) % len(self._states)])
+        for _ in range(WAITING_STEPS):
+            self._step(WAITING)
+
+    def observe(self) -> Observation:
+        images = {camera.name: self._picture(camera.name, camera.height) for camera in self.embodiment.cameras}
+        return Observation(images, self.proprio())
+
+    def proprio(self) -> Float32[np.ndarray, "8"]:
+        """Position of the hand in metres, its rotation as an axis times an angle, and both fingers."""
+        seen = self._seen
+        rotation = axis_angle(seen["robot0_eef_quat"])
+        return np.concatenate([seen["robot0_eef_pos"], rotation, seen["robot0_gripper_qpos"]]).astype(np.float32)
+
+    def environment_state(self) -> Float32[np.ndarray, " S"]:
+        """Poses of the task's things, seven numbers each, in the order of its description."""
+        bodies, data = list(self.simulator.env.obj_body_id.values()), self.simulator.sim.data
+        return np.concatenate([data.body_xpos[bodies], data.body_xquat[bodies]], 1).reshape(-1).astype(np.float32)
+
+    def execute(self, chunk: ActionChunk) -> Outcome:
+        for count, action in enumerate(chunk.actions, start=1):
+            if self._step(action):
+                return Outcome(success=True, steps=count)
+        return Outcome(success=False, steps=len(chunk))
+
+    def render(self, size: int) -> UInt8[np.ndarray, "size size 3"]:
+        """What the policy's first camera sees, at size × size pixels and upright."""
+        camera = self.embodiment.cameras[0]
+        return np.ascontiguousarray(self._picture(camera.name, size)[::-1])
+
+    def close(self) -> None:
+        _close_all(self._renderers)
+        closing, self.simulator = self.simulator, None
+        if closing is not None:
+            closing.close()
+
+    def _step(self, action: np.ndarray) -> bool:
+        """One control step; whether the task is done."""
+        self._seen, _, done, _ = self.simulator.step(np.asarray(action, np.float64))
+        return bool(done)
+
+    def _picture(self, camera: str, size: int) -> UInt8[np.ndarray, "size size 3"]:
+        """As LIBERO delivers it, with its first row at the bottom, but without shadows and smoothed edges."""
+        mujoco: Any = import_module("mujoco")  # its names are compiled: type checkers see none of them
+        sim = self.simulator.sim
+        if size not in self._renderers:
+            self._renderers[size] = mujoco.Renderer(sim.model._model, size, size)
+            atexit.register(_close_all, self._renderers)  # before MuJoCo's own exit, which takes EGL away
+        renderer = self._renderers[size]
+        shown = mujoco.MjvOption()
+        shown.geomgroup[0] = 0  # the shapes that touch; what is seen is in the next group
+        renderer.update_scene(sim.data._data, camera=CAMERAS[camera], scene_option=shown)
+        renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
+        renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+        return renderer.render()[::-1]
+
+
+def _close_all(renderers: dict[int, Any]) -> None:
+    while renderers:
+        renderers.popitem()[1].close()
+
+
+def axis_angle(quaternion: Float64[np.ndarray, "4"]) -> Float64[np.ndarray, "3"]:
+    """A rotation (x, y, z, w) as its axis times its angle in radians, 0 … 2π as robosuite has it."""
+    *axis, cosine = quaternion
+    sine = math.sqrt(max(0.0, 1.0 - min(1.0, cosine**2)))
+    return np.zeros(3) if sine < 1e-9 else np.array(axis) * (2.0 * math.acos(np.clip(cosine, -1.0, 1.0)) / sine)
+
+
+def stored_states(path: Path) -> Float64[np.ndarray, "K S"]:
+    """LIBERO's initial states, one a row, out of the file that PyTorch wrote. Nothing in it is executed."""
+    with zipfile.ZipFile(path) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
+        steps = [(step.name, argument) for step, argument, _ in pickletools.genops(archive.read(name))]
+    texts = [argument for step, argument in steps if step == "BINUNICODE" and isinstance(argument, str)]
+    numbers = [argument for step, argument in steps if step.startswith("BININT") and isinstance(argument, int)]
+    if "f8" not in texts or "latin1" not in texts:
+        raise UserError(f"{path} does not hold initial states as LIBERO's package does: install hf-libero 0.1.4.")
+    flat = np.frombuffer(max(texts, key=len).encode("latin1"), "<f8")
+    rows = next(number for number in numbers if number > 1 and flat.size % number == 0)
+    return flat.reshape(rows, -1)
+
+
+def _package() -> Path:
+    """Where LIBERO lies. Raises UserError where it is not installed."""
+    found = find_spec("libero")
+    if found is None or not found.submodule_search_locations:
+        raise UserError("LIBERO is not installed here: make env-libero builds an environment that has it.")
+    return Path(next(iter(found.submodule_search_locations))) / "libero"
+
+
+def _make_simulator(description: Path) -> Any:
+    """LIBERO's environment of one task."""
+    assets = os.environ.get(ASSETS)
+    if assets is None or not (Path(assets) / "scenes").is_dir():
+        came = "it is not set" if assets is None else f"there is no folder scenes in '{assets}'"
+        raise UserError(f"{ASSETS} has to name the folder of LIBERO's assets, but {came}.")
+    os.environ.setdefault("MUJOCO_GL", "egl")
+    with tempfile.TemporaryDirectory() as folder:  # LIBERO asks on standard input unless it finds a file of paths
+        names = ("benchmark_root", "bddl_files", "init_states", "datasets", "assets")
+        (Path(folder) / "config.yaml").write_text(json.dumps(dict.fromkeys(names, assets)))
+        os.environ["LIBERO_CONFIG_PATH"] = folder
+        package: Any = import_module("libero.libero")
+        package._assets_path_cache = assets
+        logging.disable(logging.WARNING)  # robosuite asks for a file of settings that nobody needs
+        try:
+            wrappers: Any = import_module("libero.libero.envs")
+        finally:
+            logging.disable(logging.NOTSET)
+    made = wrappers.env_wrapper.ControlEnv(str(description), use_camera_obs=False, has_offscreen_renderer=False)
+    made.env.hard_reset = False  # the model stays, which takes two seconds less than another one
+    made.sim.model._model.vis.quality.offsamples = 0
+    return made

@@ -1,0 +1,160 @@
+"""LIBERO keeps the contract, and its experts reach its goals. Runs in LIBERO's own environment (make test)."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import zipfile
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.conformance.environment import check_environment
+
+from hypervla.contracts import ActionChunk, UserError
+from hypervla.simulation import libero
+from hypervla.simulation.demonstrators.libero import LiberoExpert
+from hypervla.simulation.demonstrators.libero_scene import Scene
+from hypervla.simulation.libero import LiberoEnvironment, axis_angle, sentence, stored_states, tasks
+
+STORED = 1_000_000
+
+
+@pytest.fixture
+def assets(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    if find_spec("libero") is None:
+        pytest.skip("LIBERO lives in an environment of its own: make env-libero")
+    folder = shared_data / "libero" / "assets"
+    monkeypatch.setenv(libero.ASSETS, str(folder))
+    return folder
+
+
+Open = Callable[[str, int], LiberoEnvironment]
+
+
+@pytest.fixture
+def opened(assets: Path) -> Iterator[Open]:
+    """Opens the n-th task of a suite; whatever was opened is closed."""
+    environments = []
+
+    def make(suite: str, number: int) -> LiberoEnvironment:
+        environments.append(LiberoEnvironment(suite, tasks()[suite][number], STORED))
+        return environments[-1]
+
+    yield make
+    for environment in environments:
+        environment.close()
+
+
+def test_there_are_forty_tasks_and_as_many_ways_to_ask() -> None:
+    assert {suite: len(names) for suite, names in tasks().items()} == {
+        "spatial": 10,
+        "object": 10,
+        "goal": 10,
+        "10": 10,
+    }
+    sentences = [sentence(name) for names in tasks().values() for name in names]
+    assert len(set(sentences)) == 40
+    assert sentence("KITCHEN_SCENE8_put_both_moka_pots_on_the_stove") == "put both moka pots on the stove"
+    assert all(word == word.lower() for word in sentences)
+
+
+def test_a_rotation_is_an_axis_times_an_angle() -> None:
+    half = np.sqrt(0.5)
+    np.testing.assert_allclose(axis_angle(np.array([0, 0, half, half])), [0, 0, np.pi / 2])
+    np.testing.assert_allclose(axis_angle(np.array([0, 0, 0, 1.0])), [0, 0, 0])
+    np.testing.assert_allclose(axis_angle(np.array([1.0, 0, 0, 0])), [np.pi, 0, 0])
+
+
+def test_stand_ins_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(libero.ASSETS, str(tmp_path / "assets"))
+    (tmp_path / "assets").mkdir()
+    assert libero.scene() == ""
+    (tmp_path / "assets" / libero.STAND_INS).touch()
+    assert "LIBERO with stand-in visuals" in libero.scene()
+
+
+class Plain(pickle.Unpickler):
+    """Reads an array as NumPy pickles it, and nothing else."""
+
+    def find_class(self, module: str, name: str):
+        assert (module, name) in {
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+            ("_codecs", "encode"),
+        }
+        return super().find_class(module, name)
+
+
+@pytest.mark.usefixtures("assets")
+def test_stored_states_are_those_that_unpickling_gives() -> None:
+    package = libero._package() / "init_files"
+    for suite, names in tasks().items():
+        for name in names:
+            path = package / f"libero_{suite}" / f"{name}.pruned_init"
+            found = stored_states(path)
+            assert len(found) == 50
+            with zipfile.ZipFile(path) as archive:
+                wanted = Plain(io.BytesIO(archive.read("archive/data.pkl"))).load()
+            np.testing.assert_array_equal(found, wanted)
+
+
+def test_it_keeps_the_contract(opened: Open) -> None:
+    experts = {}
+
+    def solve(environment: LiberoEnvironment) -> ActionChunk:
+        expert = experts.setdefault(id(environment), LiberoExpert(environment))
+        return ActionChunk(expert.action()[None])
+
+    check_environment(lambda: opened("object", 0), solve, limit=220)
+
+
+def test_seeds_go_around_the_stored_states(opened: Open) -> None:
+    environment = opened("spatial", 0)
+    scenes = []
+    for seed in (STORED, STORED + 1, STORED + 50):
+        environment.reset(seed)
+        scenes.append(environment.environment_state())
+    np.testing.assert_array_equal(scenes[0], scenes[2])
+    assert np.abs(scenes[0] - scenes[1]).max() > 0.005
+
+
+def test_pictures_come_upside_down_and_are_turned_upright_and_mirrored(opened: Open) -> None:
+    environment = opened("object", 0)
+    environment.reset(STORED)
+    raw, seen = environment.observe().images["image"], environment.render(256)
+    np.testing.assert_array_equal(raw[::-1], seen)
+    view = environment.embodiment.camera("image").view(raw)
+    np.testing.assert_array_equal(view, seen[:, ::-1])
+
+
+@pytest.mark.parametrize(("suite", "number"), [("spatial", 4), ("object", 1), ("goal", 1), ("10", 5)])
+def test_the_expert_reaches_the_goal_from_a_stored_state(opened: Open, suite: str, number: int) -> None:
+    environment = opened(suite, number)
+    expert, scene = LiberoExpert(environment), Scene(environment)
+    environment.reset(STORED)
+    assert not scene.holds(scene.goals[0])
+    for _ in range(220):
+        if environment.execute(ActionChunk(expert.action()[None])).success:
+            break
+    assert scene.holds(scene.goals[0])
+
+
+@pytest.mark.usefixtures("assets")
+def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    name = tasks()["object"][0]
+    with pytest.raises(UserError, match="suite 'object' has no task 'juggle'"):
+        LiberoEnvironment("object", "juggle", STORED)
+    monkeypatch.setenv(libero.ASSETS, str(tmp_path))
+    with pytest.raises(UserError, match="there is no folder scenes in"):
+        LiberoEnvironment("object", name, STORED)
+    monkeypatch.delenv(libero.ASSETS)
+    with pytest.raises(
+        UserError, match="HYPERVLA_LIBERO_ASSETS has to name the folder of LIBERO's assets, but it is not"
+    ):
+        LiberoEnvironment("object", name, STORED)
+    assert os.environ.get("MUJOCO_GL") == "egl"
