@@ -26,11 +26,11 @@ from tests.fakes import POINT
 from websockets.sync.client import connect
 
 from hypervla import cli
-from hypervla.contracts import Observation, TaskContext, UserError
+from hypervla.contracts import ActionChunk, Observation, TaskContext, UserError
 from hypervla.evaluation.rollout import evaluate
 from hypervla.runtime import wire
 from hypervla.runtime.client import RemoteCompiler
-from hypervla.runtime.compiler import Compiler
+from hypervla.runtime.compiler import Compiler, load
 from hypervla.runtime.execution import OpenLoop
 from hypervla.serving.server import PolicyServer
 
@@ -299,3 +299,23 @@ def test_what_is_evaluated_has_to_be_said_once(capsys: pytest.CaptureFixture[str
         with pytest.raises(SystemExit):
             cli.main(["eval", *words, "--suite", "metaworld-mt10"])
         assert "either a checkpoint, or --server ws://HOST:PORT" in capsys.readouterr().err
+
+
+def test_openpis_client_closes_a_drawer() -> None:
+    """A Metaworld episode in the shipped checkpoint's hands, over the wire."""
+    from hypervla.simulation.metaworld import MetaworldEnvironment
+
+    environment = MetaworldEnvironment("drawer-close-v3")
+    try:
+        with PolicyServer(load("metaworld_small"), port=0) as server:
+            client = WebsocketClientPolicy("127.0.0.1", server.port)
+            environment.reset(1_000_000)
+            for _ in range(150):
+                seen = environment.observe()
+                asked = {"observation/corner2": seen.images["corner2"], "observation/state": seen.proprio}
+                answer = client.infer({**asked, "prompt": environment.instructions[0]})
+                if environment.execute(ActionChunk(answer["actions"][:1])).success:
+                    return
+    finally:
+        environment.close()
+    raise AssertionError("the drawer is still open")
