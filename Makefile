@@ -3,6 +3,7 @@
 # make lint   ruff, pyright and the import contracts
 # make bench-data   how fast data is read, beside lerobot's own loader
 # make env-libero   an environment of its own for LIBERO, to record and evaluate in
+# make env-simpler  the same for SIMPLER's WidowX tasks
 # make fuzz-data    2,000 damaged datasets for each reader
 #
 # PYTHON=python3.12                                          another interpreter (3.11 or newer)
@@ -15,12 +16,13 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 ORACLES := .venv/oracles
 LIBERO := .envs/libero
+SIMPLER := .envs/simpler
 READY := .venv/.ready
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 DEBIAN_PACKAGES := libegl1 libegl-mesa0 libgl1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench-data fuzz-data lint venv oracles env-libero renderer clean
+.PHONY: help demo test bench-data fuzz-data lint venv oracles env-libero env-simpler renderer clean
 
 help:
 	@sed -n '/^PYTHON/q; s/^# //p' Makefile
@@ -81,6 +83,16 @@ $(LIBERO)/.ready: pyproject.toml constraints-libero.txt
 	$(LIBERO)/bin/python -m pip install --disable-pip-version-check -c constraints-libero.txt -e '.[data,libero,report,serve]' pytest hypothesis
 	$(LIBERO)/bin/python -m pip install --disable-pip-version-check --no-deps \
 		$$(grep -E '^(bddl|hf-libero|robosuite)==' constraints-libero.txt)
+	touch $@
+
+# SIMPLER's WidowX tasks, in ManiSkill. It wants PyTorch itself, of TORCH_INDEX, and Vulkan of Mesa 25 where there is no GPU.
+env-simpler: $(SIMPLER)/.ready
+
+$(SIMPLER)/.ready: pyproject.toml constraints-simpler.txt
+	$(PYTHON) -m venv $(SIMPLER)
+	$(SIMPLER)/bin/python -m pip install --disable-pip-version-check -c constraints-simpler.txt \
+		$(if $(TORCH_INDEX),--no-deps --index-url $(TORCH_INDEX)) "$$(grep '^torch==' constraints-simpler.txt)"
+	$(SIMPLER)/bin/python -m pip install --disable-pip-version-check -c constraints-simpler.txt -e '.[data,report,serve,simpler]' pytest hypothesis
 	touch $@
 
 # Off-screen rendering in software. Anything that provides EGL and OpenGL will do; Debian's packages are what CI uses.

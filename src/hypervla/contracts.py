@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -245,3 +245,14 @@ class EpisodeReader(Protocol):
     def episode(self, index: int) -> Episode:
         """One whole episode, all images decoded."""
         ...
+
+
+@runtime_checkable
+class Demonstrator(Protocol):
+    """Knows what to do next in the environment it was made for."""
+
+    def action(self) -> Float32[np.ndarray, " A"]: ...
+
+
+Make = Callable[[str], tuple[Environment, Demonstrator]]
+"""Makes the environment of a task and who demonstrates it."""

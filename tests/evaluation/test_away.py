@@ -137,6 +137,12 @@ def test_libero_has_its_protocols() -> None:
         libero.instruction(TASK, "held_out", 0)
 
 
+def test_simpler_ends_each_task_after_its_own_steps() -> None:
+    simpler = suites.suite("simpler-widowx")
+    assert [simpler.steps_of(task) for task in simpler.tasks] == [60, 60, 60, 120]
+    assert suites.suite("metaworld-mt10").steps_of("reach-v3") == 400
+
+
 def test_in_liberos_own_environment(
     shared_data: Path, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd
 ) -> None:

@@ -19,17 +19,10 @@ from zlib import crc32
 import numpy as np
 from jaxtyping import Float32
 
-from hypervla.contracts import Environment, Episode, Observation, UserError
+from hypervla.contracts import Demonstrator, Environment, Episode, Make, Observation, UserError
 from hypervla.data.progress import RecordingProgress
 from hypervla.data.staged import stage_episode, write_json
 from hypervla.data.staging import FOLDER, Plan, assemble, attempt_folder, is_finished, open_staging, tallies_of
-
-
-@runtime_checkable
-class Demonstrator(Protocol):
-    """Knows what to do next in the environment it was made for."""
-
-    def action(self) -> Float32[np.ndarray, " A"]: ...
 
 
 @runtime_checkable
@@ -45,7 +38,6 @@ class Driver(Protocol):
         ...
 
 
-Make = Callable[[str], tuple[Environment, Demonstrator]]
 MakeDriver = Callable[[], Driver]
 DRIVEN_STEPS = 120
 """A driver hands over to the demonstrator after at most so many steps, drawn anew for each episode."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hypervla.contracts import ActionChunk, Environment, Image, Observation, UserError
-from hypervla.data.record import Demonstrator
+from hypervla.contracts import ActionChunk, Demonstrator, Environment, Image, Observation, UserError
 from hypervla.embodiment import Embodiment
 from hypervla.evaluation.suites import Suite
 from hypervla.runtime.task_policy import Timing

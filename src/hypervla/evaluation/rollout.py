@@ -114,7 +114,7 @@ def act(
     film = Film(environment, size, smooth=1, every=max(1, round(suite.embodiment.control_hz / PLAYBACK_HZ)))
     ticket = Ticket(task, 0, environment_seed(seed, 0), instruction, filmed=True)
     try:
-        trial = roll_out(ticket, environment, compiler, execution, suite.max_steps, film).trial
+        trial = roll_out(ticket, environment, compiler, execution, suite.steps_of(task), film).trial
     finally:
         environment.close()
     if trial.error is not None:

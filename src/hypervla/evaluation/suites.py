@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
-from hypervla.contracts import Environment, UserError
-from hypervla.data.record import Demonstrator, Make
-from hypervla.embodiment import LIBERO_PANDA, METAWORLD_SAWYER, Embodiment
+from hypervla.contracts import Demonstrator, Environment, Make, UserError
+from hypervla.embodiment import LIBERO_PANDA, METAWORLD_SAWYER, WIDOWX, Embodiment
 
 InstructionSet = Literal["canonical", "train", "held_out"]
 """Which sentences ask for the task: the first training sentence, all training sentences, or those kept for testing."""
@@ -50,6 +49,8 @@ class Suite:
     scene: str = ""
     """What the policy may see that a reader should know about."""
     max_steps: int = 400
+    task_steps: Mapping[str, int] = field(default_factory=dict)
+    """Of tasks whose trials are shorter than `max_steps`."""
     make: Make | None = None
     """Makes the environment of a task and who demonstrates it, where there is such a one."""
     needs: str | None = None
@@ -61,6 +62,10 @@ class Suite:
             if task not in self.tasks:
                 raise UserError(f"Suite '{self.name}' has no task '{task}'; {_nearest(task, self.tasks)}")
         return replace(self, tasks=tuple(task for task in self.tasks if task in tasks))
+
+    def steps_of(self, task: str) -> int:
+        """Steps of a trial at most."""
+        return self.task_steps.get(task, self.max_steps)
 
     def instruction(self, task: str, instructions: InstructionSet, trial: int) -> str:
         """The sentence that asks for the task in this trial: sets of several sentences take turns."""
@@ -138,6 +143,50 @@ def _libero(name: str, part: str, max_steps: int) -> Suite:
     )
 
 
+def _simpler() -> Suite:
+    from hypervla.simulation import simpler
+
+    return Suite(
+        name="simpler-widowx",
+        tasks=tuple(simpler.TASKS),
+        embodiment=WIDOWX,
+        environment=_simpler_environment,
+        sentences=_simpler_sentences,
+        success_rule="SIMPLER's own (ManiSkill 3), at any step, on the benchmark's grid of places and turns.",
+        scene=simpler.scene(),
+        max_steps=max(task.steps for task in simpler.TASKS.values()),
+        task_steps={name: task.steps for name, task in simpler.TASKS.items()},
+        make=_simpler_demonstrated,
+        needs="mani_skill",
+    )
+
+
+def _simpler_environment(task: str) -> Environment:
+    from hypervla.simulation.simpler import SimplerEnvironment
+
+    return SimplerEnvironment(task, grid_from=FIRST_EVALUATION_SEED)
+
+
+def _simpler_demonstrated(task: str) -> tuple[Environment, Demonstrator]:
+    from hypervla.simulation.demonstrators.simpler import SimplerExpert
+    from hypervla.simulation.simpler import SimplerEnvironment
+
+    environment = SimplerEnvironment(task, grid_from=FIRST_EVALUATION_SEED)
+    return environment, SimplerExpert(environment)
+
+
+def _simpler_sentences(task: str, instructions: InstructionSet) -> tuple[str, ...]:
+    from hypervla.simulation.simpler import TASKS
+
+    return _only_sentence(TASKS[task].instruction, instructions)
+
+
+def _only_sentence(sentence: str, instructions: InstructionSet) -> tuple[str, ...]:
+    if instructions == "held_out":
+        raise UserError("This suite asks for each task in one way: there are no sentences kept out of training.")
+    return (sentence,)
+
+
 def _libero_environment(part: str, task: str) -> Environment:
     from hypervla.simulation.libero import LiberoEnvironment
 
@@ -155,9 +204,7 @@ def _libero_demonstrated(part: str, task: str) -> tuple[Environment, Demonstrato
 def _libero_sentences(task: str, instructions: InstructionSet) -> tuple[str, ...]:
     from hypervla.simulation.libero import sentence
 
-    if instructions == "held_out":
-        raise UserError("LIBERO asks for each task in one way: there are no sentences kept out of training.")
-    return (sentence(task),)
+    return _only_sentence(sentence(task), instructions)
 
 
 IN_SCENE_OF = " in the scene of "
@@ -208,6 +255,7 @@ SUITES: dict[str, Callable[[], Suite]] = {
     "metaworld-mt10": partial(_metaworld, "metaworld-mt10", MT10, True),
     "metaworld-mt10-hidden-goal": partial(_metaworld, "metaworld-mt10-hidden-goal", MT10, False),
     "metaworld-shared-scene": _shared_scene,
+    "simpler-widowx": _simpler,
 } | {
     name: partial(_libero, name, part, steps)
     for protocol, parts in LIBERO_STEPS.items()

@@ -217,7 +217,7 @@ def _make(ticket: Ticket, job: Job, compiler: Compiler, opened: OpenEnvironment)
     except Exception as crash:
         return ticket.record(started=started, error=f"{type(crash).__name__} while opening the environment: {crash}")
     film = Film(environment) if ticket.filmed else None
-    record = roll_out(ticket, environment, compiler, job.execution, job.suite.max_steps, film)
+    record = roll_out(ticket, environment, compiler, job.execution, job.suite.steps_of(ticket.task), film)
     if record.trial.error is not None:
         with suppress(Exception):  # nothing a crashed environment does may reach the next trial
             opened.close()

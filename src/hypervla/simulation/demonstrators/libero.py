@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Float32, Float64
 
 from hypervla.contracts import UserError
-from hypervla.simulation.demonstrators.libero_scene import Scene, Vector
+from hypervla.simulation.demonstrators.aim import Aim, Vector
+from hypervla.simulation.demonstrators.libero_scene import Scene
 from hypervla.simulation.libero import LiberoEnvironment
 
 STEP, TURN = 0.05, 0.5
@@ -43,15 +44,6 @@ class Grasp:
 
     offset: Vector
     turned: bool
-
-
-@dataclass(frozen=True)
-class Aim:
-    """Where the hand should go now, whether the fingers close, and whether this phase is over."""
-
-    place: Vector
-    closed: bool
-    over: bool
 
 
 class LiberoExpert:

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
+from hypervla.simulation.demonstrators.aim import Vector
 from hypervla.simulation.libero import LiberoEnvironment
-
-Vector = Float64[np.ndarray, "3"]
 
 
 @dataclass(frozen=True)
