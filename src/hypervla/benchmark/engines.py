@@ -152,7 +152,7 @@ def fast_engines(subject: Subject, most: int) -> dict[str, Built]:
 
 def _shared_on_gpu(engine: CudaEngine) -> Callable[[np.ndarray], object]:
     """The backbone as a CUDA graph of its own, on images that lie on the GPU."""
-    graphs: dict[tuple[int, ...], Callable[[], None]] = {}
+    graphs: dict[tuple[int, ...], Callable[[], object]] = {}
 
     @torch.inference_mode()
     def alone(images: np.ndarray) -> None:

@@ -85,12 +85,8 @@ class RemotePolicy:
     """One episode's policy on a server; a Policy."""
 
     def __init__(self, connection: Connection, instruction: str, embodiment: Embodiment, upright: bool) -> None:
-        self._connection, self.instruction, self.embodiment, self._upright = (
-            connection,
-            instruction,
-            embodiment,
-            upright,
-        )
+        self.instruction, self.embodiment = instruction, embodiment
+        self._connection, self._upright = connection, upright
         weakref.finalize(self, connection.close)
         self.last_timing = Timing(0.0, 0.0, 0.0)
         self.policy_id: str | None = None

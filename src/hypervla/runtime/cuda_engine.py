@@ -121,13 +121,13 @@ def check_precision(name: str, device: torch.device) -> FastPrecision:
     return precision
 
 
-def captured(call: Callable[[], object], device: torch.device) -> Callable[[], None]:
+def captured(call: Callable[[], object], device: torch.device) -> Callable[[], object]:
     """The call as one CUDA graph, which the host waits for; elsewhere than on CUDA the call itself.
 
     It has to leave what it computes where it always does, and must not wait for the device.
     """
     if device.type != "cuda":
-        return lambda: (call(), None)[1]
+        return call
     side = torch.cuda.Stream(device)
     side.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(side):
