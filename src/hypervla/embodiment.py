@@ -37,14 +37,14 @@ class Camera:
         """Height and width of what a policy looks at."""
         return self.crop[2:] if self.crop else (self.height, self.width)
 
-    def wider(self, margin: int) -> Camera:
-        """This camera with `margin` more pixels on each side of its view. Raises UserError where the image ends."""
+    def wider(self, margin: int) -> Camera | None:
+        """This camera with `margin` more pixels on each side of its view; None where the image ends before."""
         if margin == 0:
             return self
         top, left, height, width = self.crop or (0, 0, self.height, self.width)
         crop = (top - margin, left - margin, height + 2 * margin, width + 2 * margin)
         if min(crop[:2]) < 0 or crop[0] + crop[2] > self.height or crop[1] + crop[3] > self.width:
-            raise UserError(f"Camera '{self.name}' has no {margin} pixels around its view to shift it by.")
+            return None
         return replace(self, crop=crop)
 
     def view(self, image: UInt8[np.ndarray, "*T height width 3"]) -> UInt8[np.ndarray, "*T h w 3"]:

@@ -12,10 +12,10 @@ import pytest
 from tests.fakes import POINT, NumberedReader
 
 from hypervla.contracts import UserError
-from hypervla.data.augment import OCTO
+from hypervla.data.augment import OCTO, resize
 from hypervla.data.memory import InMemory
 from hypervla.data.mixture import Mixture
-from hypervla.data.stream import ContextBatch, SampleStream, Sampling
+from hypervla.data.stream import ContextBatch, SampleStream, Sampling, view_with_margin
 from hypervla.embodiment import Camera
 
 LENGTHS = [1 + i % 7 for i in range(41)]
@@ -125,6 +125,24 @@ def test_an_observation_is_augmented_as_its_initial_image_and_each_context_in_it
     assert (batch.images == batch.initial_images[:, None, None]).all()
     assert len({image.tobytes() for image in batch.initial_images[:, 0]}) == 40
     assert all((pair[0] != pair[1]).any() for pair in batch.initial_images)  # each camera has its own seed
+
+
+@pytest.mark.parametrize(
+    ("camera", "surrounded"),
+    [
+        (Camera("room", 32, 32, (4, 4, 24, 24)), True),
+        (Camera("at the edge", 32, 32, (0, 4, 24, 24)), False),
+        (Camera("resized", 32, 32, (2, 2, 28, 28), "both"), False),
+    ],
+)
+def test_a_view_to_be_shifted_shows_its_surroundings_or_repeats_its_edge(camera: Camera, surrounded: bool) -> None:
+    image = Drawn([1]).images("", [0])[0]
+    seen, view = view_with_margin(camera, image, 24, 3), resize(camera.view(image), 24)
+    assert seen.shape == (30, 30, 3)
+    assert (seen[3:-3, 3:-3] == view).all()
+    around = image[1:31, 1:31] if surrounded else np.pad(view, [(3, 3), (3, 3), (0, 0)], mode="edge")
+    assert (seen == around).all()
+    assert (view_with_margin(camera, image, 24, 0) == view).all()
 
 
 def test_validation_sees_what_a_robot_sees() -> None:

@@ -85,22 +85,22 @@ class Decoded:
 
     def __init__(self, mixture: Mixture, size: int, margin: int) -> None:
         self.readers, self.size, self.margin = mixture.readers, size, margin
-        self.cameras = [[wider(camera, margin, size) for camera in r.embodiment.cameras] for r in mixture.readers]
 
     def __call__(self, dataset: int, camera: int, rows: Sequence[int]) -> Sequence[UInt8[np.ndarray, "s s 3"]]:
-        chosen = self.cameras[dataset][camera]
+        chosen = self.readers[dataset].embodiment.cameras[camera]
         images = self.readers[dataset].images(chosen.name, rows)
-        return [resize(chosen.view(image), self.size + 2 * self.margin) for image in images]
+        return [view_with_margin(chosen, image, self.size, self.margin) for image in images]
 
 
-def wider(camera: Camera, margin: int, size: int) -> Camera:
-    """The camera with `margin` pixels more on each side. Raises UserError where its view is not `size` pixels."""
-    if margin and camera.view_size != (size, size):
-        raise UserError(
-            f"Shifting views by pixels needs a view of {size}×{size}, but camera '{camera.name}' shows "
-            f"{camera.view_size[0]}×{camera.view_size[1]}: use a recipe with an augmentation instead."
-        )
-    return camera.wider(margin)
+def view_with_margin(
+    camera: Camera, image: UInt8[np.ndarray, "height width 3"], size: int, margin: int
+) -> UInt8[np.ndarray, "s s 3"]:
+    """The view at `size` pixels with `margin` more on each side: what the camera saw there, where the view needs no
+    resizing and the image goes on around it; else the view's edge repeated (DrQ's random shifts)."""
+    wider = camera.wider(margin) if camera.view_size == (size, size) else None
+    if wider is not None:
+        return wider.view(image)
+    return np.pad(resize(camera.view(image), size), [(margin, margin), (margin, margin), (0, 0)], mode="edge")
 
 
 class SampleStream:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from hypervla.contracts import UserError
 from hypervla.data.augment import OCTO
 from hypervla.data.stream import Sampling
-from hypervla.embodiment import METAWORLD_SAWYER, Embodiment
+from hypervla.embodiment import LIBERO_PANDA, METAWORLD_SAWYER, Embodiment
 from hypervla.models.action_head import ReleasedHead
 from hypervla.models.backbones import ConvNet
 from hypervla.models.hypernetwork import HypernetworkConfig
@@ -97,9 +98,28 @@ def small(robot: Embodiment = METAWORLD_SAWYER) -> Recipe:
     )
 
 
+def libero_small(robot: Embodiment = LIBERO_PANDA) -> Recipe:
+    """`small` for one of LIBERO's suites on two CPU cores: both cameras, proprio, chunks of 8 actions.
+
+    hypervla record --suite libero-object --episodes 50 --noise 0.2 --max-steps 280 --out data/libero-object
+    hypervla train libero_small --data data/libero-object --out runs/libero-object
+    """
+    recipe = small(robot)
+    return replace(
+        recipe,
+        name="libero_small",
+        sampling=replace(recipe.sampling, augmentation=None, view_shift=4, frames_per_episode=8),
+        steps=4_000,
+        memory_gb=16.0,
+        precision="bfloat16",
+        trace=True,
+        checkpoint_dtype="float16",
+    )
+
+
 RECIPES: Mapping[str, Callable[..., Recipe]] = {
     make.__name__: make
-    for make in (paper, metaworld_small, small, *ablations.RECIPES, *systems.RECIPES, *comparison.RECIPES)
+    for make in (paper, metaworld_small, small, libero_small, *ablations.RECIPES, *systems.RECIPES, *comparison.RECIPES)
 }
 
 
