@@ -97,7 +97,7 @@ def act(
     checkpoint: Positional[str | None] = None,
     /,
     *,
-    suite: str = "metaworld",
+    suite: str = "metaworld-mt50",
     task: str | None = None,
     instruction: str | None = None,
     video: Path | None = None,

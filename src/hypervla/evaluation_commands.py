@@ -69,7 +69,7 @@ def record(
     from hypervla.runtime.provenance import command
     from hypervla.simulation.homes import is_home
 
-    found = find_suite(suite or "metaworld")
+    found = find_suite(suite or "metaworld-mt50")
     chosen = found.only(tasks).tasks if tasks else found.tasks
     if found.needs is not None and not is_home(found.needs):
         given = {"out": out, "suite": found.name, "noise": noise, "seed": seed, "workers": workers}

@@ -25,18 +25,26 @@ def test_a_suite_can_be_sent_to_a_worker(name: str) -> None:
 
 def test_mt10_is_metaworlds() -> None:
     assert suite("metaworld-mt10").tasks == MT10
-    assert set(MT10) <= set(suite("metaworld").tasks)
+    assert set(MT10) <= set(suite("metaworld-mt50").tasks)
     assert "hidden" in suite("metaworld-mt10-hidden-goal").scene
 
 
 def test_finding_a_suite_starts_no_simulator() -> None:
     before = "mujoco" in sys.modules
-    suite("metaworld")
+    suite("metaworld-mt50")
     assert ("mujoco" in sys.modules) == before
 
 
+def test_mt50_is_every_task_of_metaworld_each_with_sentences_of_its_own() -> None:
+    metaworld = pytest.importorskip("metaworld")
+    found = suite("metaworld-mt50")
+    assert sorted(found.tasks) == sorted(metaworld.env_dict.ALL_V3_ENVIRONMENTS)
+    sentences = [s for task in found.tasks for kind in ("train", "held_out") for s in found.sentences(task, kind)]
+    assert len(sentences) == len(set(sentences))
+
+
 def test_held_out_sentences_are_not_trained_on() -> None:
-    found = suite("metaworld-mt10")
+    found = suite("metaworld-mt50")
     for task in found.tasks:
         train, held_out = found.sentences(task, "train"), found.sentences(task, "held_out")
         assert held_out

@@ -251,7 +251,7 @@ def _nearest(name: str, known: Sequence[str] | dict) -> str:
 
 
 SUITES: dict[str, Callable[[], Suite]] = {
-    "metaworld": partial(_metaworld, "metaworld", None, True),
+    "metaworld-mt50": partial(_metaworld, "metaworld-mt50", None, True),
     "metaworld-mt10": partial(_metaworld, "metaworld-mt10", MT10, True),
     "metaworld-mt10-hidden-goal": partial(_metaworld, "metaworld-mt10-hidden-goal", MT10, False),
     "metaworld-shared-scene": _shared_scene,
