@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from tyro.conf import Positional, UseAppendAction
+from tyro.conf import Positional, UseAppendAction, arg
 
 from hypervla.options import Cameras, Device, Flag, Initial, Out, Robot, Rows
+
+LeaveOut = UseAppendAction[
+    Annotated[tuple[str, ...], arg(help="Train on no episode with this instruction; several may be given.")]
+]
 
 
 def train(
@@ -23,8 +29,11 @@ def train(
     paraphrases: Path | None = None,
     resume: Flag = False,
     initial: Initial = None,
+    vision_only: Flag = False,
     device: Device = "cpu",
     workers: int = 0,
+    leave_out: LeaveOut = (),
+    minutes: float | None = None,
     steps: int | None = None,
     batch_contexts: int | None = None,
     seed: int | None = None,
@@ -43,7 +52,9 @@ def train(
         paraphrases: JSON with other ways to say instructions, as scripts/convert_paraphrases.py writes it.
         resume: Continue the interrupted run in --out, bit for bit.
         initial: A checkpoint to start from, with a fresh optimizer; what does not fit starts afresh and is listed.
+        vision_only: Of --init, take the shared vision backbone alone.
         workers: Processes that decode and augment images beside the training process.
+        minutes: End after so many minutes of one core, if the steps have not ended before.
         steps: Override the recipe's number of steps.
         batch_contexts: Override the recipe's task contexts per batch.
         seed: Override the recipe's seed.
@@ -51,6 +62,7 @@ def train(
         no_trace: Run eagerly, whatever the recipe says.
     """
     from hypervla.arguments import check_device, choose_one, find_checkpoint, override, told
+    from hypervla.contracts import UserError
     from hypervla.data.opening import open_mixture
     from hypervla.display import show_mixture
     from hypervla.training.recipes import recipe as find_recipe
@@ -58,13 +70,19 @@ def train(
     traced = choose_one("--trace", trace, "--no-trace", no_trace)
     find_recipe(recipe)  # an unknown name is refused before any data is read
     start = None if initial is None else find_checkpoint(initial)
-    options = {"resume": resume, "device": check_device(device), "workers": workers}
+    if vision_only and start is None:
+        raise UserError("--vision-only says what to take of a checkpoint: name it with --init.")
+    options = {"resume": resume, "device": check_device(device), "workers": workers, "vision_only": vision_only}
+    if minutes is not None and not 0 < minutes < math.inf:
+        raise UserError(f"--minutes must be above 0, and finite, but {minutes} came.")
+    options["minutes"] = minutes
     datasets = open_mixture(data, named=mixture, told=told(robot, rows, cameras, paraphrases))
     show_mixture(datasets)
     from hypervla.training.loop import train as train_recipe
 
     changes = {"steps": steps, "batch_contexts": batch_contexts, "seed": seed, "trace": traced}
     chosen = override(find_recipe(recipe, datasets.readers[0].embodiment), changes)
+    chosen = replace(chosen, sampling=replace(chosen.sampling, leave_out=leave_out))
     train_recipe(chosen, datasets, out, initial=start, **options)
 
 

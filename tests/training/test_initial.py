@@ -66,6 +66,17 @@ def test_without_proprio_its_tensors_are_named_as_unused(config: HyperVLAConfig,
     assert "not used: hypernetwork.heads.proprio.kernel.weight" in str(start)
 
 
+def test_vision_alone_starts_another_model(config: HyperVLAConfig, tmp_path: Path) -> None:
+    saved = tiny.save_checkpoint(tmp_path, config)
+    model = tiny.seeded(MonolithicPolicy, MonolithicConfig(config.backbone, config.policy, config.head), seed=1)
+    before = {name: p.clone() for name, p in model.trained_parameters().items()}
+    start = start_from(tmp_path, model, vision_only=True)
+    seen = {name for name in before if name.startswith("backbone.")}
+    assert (start.kept, start.fresh, start.dropped) == (len(seen), (), ())
+    for name, parameter in model.trained_parameters().items():
+        assert torch.equal(parameter, saved.get_parameter(name) if name in seen else before[name]), name
+
+
 def test_a_checkpoint_of_another_model_is_refused(config: HyperVLAConfig, tmp_path: Path) -> None:
     tiny.save_checkpoint(tmp_path, config)
     other = MonolithicConfig(ConvNet(24, (6, 10), 4), PolicyConfig(12, 1, 2, 20), config.head)

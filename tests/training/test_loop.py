@@ -21,6 +21,7 @@ from hypervla.contracts import UserError
 from hypervla.data.normalize import Robot
 from hypervla.data.opening import open_mixture
 from hypervla.data.record import record
+from hypervla.data.stream import SampleStream
 from hypervla.embodiment import Embodiment
 from hypervla.models.action_head import ReleasedHead
 from hypervla.models.hypervla import HyperVLAConfig
@@ -65,6 +66,50 @@ def test_a_run_may_start_from_a_checkpoint_and_keeps_its_statistics(
     assert after.robots == before.robots
     assert after.provenance["initial_checkpoint"] == before.digest
     assert len(after.provenance["datasets"]) == 2
+
+
+def test_the_vision_of_a_checkpoint_may_be_taken_without_its_statistics(
+    uninterrupted: Path, recipe: Recipe, point_data: Path, tmp_path: Path
+) -> None:
+    still = replace(recipe, steps=1, optimizer=replace(recipe.optimizer, rate=0.0, backbone_rate=0.0))
+    bounded = replace(still, sampling=replace(still.sampling, normalisation="bounds"))
+    for name, chosen in (("fresh", bounded), ("next", still)):
+        train(chosen, point_data, tmp_path / name)
+    train(still, point_data, tmp_path / "seeing", initial=tmp_path / "fresh", vision_only=True)
+    before, plain, after = (load_file(tmp_path / n / checkpoint.WEIGHTS) for n in ("fresh", "next", "seeing"))
+    for name, value in after.items():
+        assert torch.equal(value, (before if name.startswith("backbone.") else plain)[name]), name
+    assert checkpoint.read_card(tmp_path / "seeing").robots == checkpoint.read_card(tmp_path / "next").robots
+
+
+def test_a_run_may_end_by_its_time_and_go_on_with_more(
+    uninterrupted: Path, recipe: Recipe, point_data: Path, tmp_path: Path
+) -> None:
+    train(recipe, point_data, tmp_path / "run", minutes=1e-9)
+    assert checkpoint.read_card(tmp_path / "run").provenance["step"] == 1
+    train(recipe, point_data, tmp_path / "run", minutes=2e-9, resume=True)  # what was spent before counts
+    assert checkpoint.read_card(tmp_path / "run").provenance["step"] == 2
+    train(recipe, point_data, tmp_path / "run", resume=True)
+    assert weights(tmp_path / "run") == weights(uninterrupted)
+
+
+def test_what_is_left_out_is_never_seen(recipe: Recipe, point_data: Path, tmp_path: Path) -> None:
+    mixture = open_mixture([point_data])
+    reader = mixture.readers[0]
+    known = sorted({reader.instruction(int(row)) for row in reader.starts[:-1]})
+    assert len(known) > 1
+    rest = replace(recipe, steps=3, sampling=replace(recipe.sampling, leave_out=(known[0],), rephrase=0.0))
+    seen: set[str] = set()
+    for validation in (False, True):
+        robots = robots_of(rest, mixture, None)
+        stream = SampleStream(mixture, robots, rest.sampling, seed=0, reads_proprio=True, validation=validation)
+        if stream.episodes:
+            seen |= {sentence for step in range(20) for sentence in stream.batch(step, 8).instructions}
+    assert seen == set(known[1:])
+    misspelt = replace(recipe, sampling=replace(recipe.sampling, leave_out=(known[0][:-1],)))
+    with pytest.raises(UserError, match=f"none can be left out; there is '{known[0]}'"):
+        train(misspelt, point_data, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_frozen_vision_wants_weights_to_start_from(

@@ -49,6 +49,8 @@ class Sampling:
     """Training views are shifted by up to so many pixels, a context's frames and initial image alike."""
     most_action: float | None = None
     """Episodes with a normalised action beyond ± this are left out."""
+    leave_out: tuple[str, ...] = ()
+    """Episodes that begin with one of these instructions are left out, of training and of validation."""
 
 
 @dataclass(frozen=True)
@@ -154,15 +156,18 @@ class SampleStream:
         held_back = np.zeros(len(reader), bool)
         held_back[reader.validation_episodes] = True
         kept = held_back if self.validation else ~held_back
+        instructions = [reader.instruction(int(row)) for row in reader.starts[:-1]]
+        kept &= np.array([asked not in sampling.leave_out for asked in instructions], bool)
         if not sampling.unlabelled:
-            kept &= np.array([reader.instruction(int(row)) != "" for row in reader.starts[:-1]], bool)
+            kept &= np.array([asked != "" for asked in instructions], bool)
         if sampling.most_action is not None:
             kept &= largest_by_episode(self.actions[number], reader.starts) <= sampling.most_action
         episodes = np.flatnonzero(kept)
         if not len(episodes) and not self.validation:
             raise UserError(
                 f"{reader.name} has no episode to train on: {len(reader)} in all, {int(held_back.sum())} kept for "
-                f"validation, the others without an instruction or beyond the action limit; leave the dataset out."
+                f"validation, the others without an instruction, left out by theirs or beyond the action limit; leave "
+                f"the dataset out."
             )
         return episodes
 

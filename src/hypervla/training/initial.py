@@ -51,8 +51,9 @@ def with_sources(config: ModelConfig, initial: Path) -> ModelConfig:
 
 
 @torch.no_grad()
-def start_from(folder: Path, model: Any) -> Start:
+def start_from(folder: Path, model: Any, *, vision_only: bool = False) -> Start:
     """Copy the checkpoint's weights into the model wherever name and shape agree; generated tensors count one by one.
+    With `vision_only` the shared vision backbone alone, and nothing else is listed.
 
     Raises UserError when nothing agrees, since the checkpoint is then of another model.
     """
@@ -69,6 +70,9 @@ def start_from(folder: Path, model: Any) -> Start:
     wanted = {
         name.replace(ADAPTED, ""): value for name, value in _pieces(model.config, model.trained_parameters()).items()
     }
+    if vision_only:
+        saved = {name: value for name, value in saved.items() if model.role(name) == "backbone"}
+        wanted = {name: value for name, value in wanted.items() if model.role(name) == "backbone"}
     fitting = {name for name, value in wanted.items() if name in saved and saved[name].shape == value.shape}
     if not fitting:
         raise UserError(

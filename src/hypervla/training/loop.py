@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -34,25 +35,29 @@ def train(
     *,
     resume: bool = False,
     initial: Path | None = None,
+    vision_only: bool = False,
     device: str = "cpu",
     on_step: OnStep | None = None,
     save_every: int = SAVE_EVERY,
     workers: int = 0,
+    minutes: float | None = None,
 ) -> None:
     """Train `recipe` on the datasets in `data`; the checkpoint in `out` holds the averaged weights.
 
     `initial` is a checkpoint to start from, with a fresh optimizer: robots it knows keep their statistics, tensors that
-    do not fit start afresh and are listed. Batches are made by `workers` processes beside this one, or here when 0;
-    they are the same for any number.
+    do not fit start afresh and are listed; with `vision_only` its shared vision backbone alone is taken. With `minutes`
+    the run ends after so much processor time, if its steps have not ended it before. Batches are made by `workers`
+    processes beside this one, or here when 0; they are the same for any number.
     `on_step(step, model)` is called after each step. At the end the task contexts of the training are kept with the
-    checkpoint of a HyperVLA. With `resume` the run in `out` continues bit for bit (on the same
-    machine and thread count). Raises UserError for unfit data or folders; Ctrl-C saves and raises KeyboardInterrupt.
+    checkpoint of a HyperVLA. With `resume` the run in `out` continues bit for bit (on the same machine and thread
+    count). Raises UserError for unfit data or folders; Ctrl-C saves and raises KeyboardInterrupt.
     """
     mixture = data if isinstance(data, Mixture) else open_mixture([data] if isinstance(data, Path) else list(data))
     for embodiment in mixture.embodiments.values():
         check_fit(recipe, embodiment)
+    check_left_out(recipe, mixture)
     check_out(out, resume)
-    robots = robots_of(recipe, mixture, initial)
+    robots = robots_of(recipe, mixture, None if vision_only else initial)
     size, margin, pictures = recipe.sampling.image_size, recipe.sampling.view_shift, None
     if bytes_needed(mixture, size, margin) <= recipe.memory_gb * 2**30:
         pictures = InMemory(mixture, size, margin)
@@ -81,6 +86,7 @@ def train(
         },
         resume=resume,
         initial=initial,
+        vision_only=vision_only,
         device=device,
         training=from_stream(training, recipe.batch_contexts),
         validation=from_stream(validation, recipe.batch_contexts) if validation.episodes else None,
@@ -90,7 +96,7 @@ def train(
     )
     for name, robot in robots.items():
         write_robot(out / "robots" / f"{quote(name, safe='')}.toml", robot.embodiment, mixture.features(name))
-    learn(run, workers=workers, save_every=save_every, on_step=on_step)
+    learn(run, workers=workers, save_every=save_every, on_step=on_step, minutes=minutes)
     if isinstance(recipe.model, HyperVLAConfig):
         keep_contexts(out, mixture, device)
 
@@ -118,6 +124,18 @@ def conventions(mixture: Mixture) -> str:
     """sha256 of how the data is seen and spoken of: cameras and their views, grippers, paraphrases."""
     facts = [[reader.embodiment.to_json(), dict(reader.paraphrases)] for reader in mixture.readers]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def check_left_out(recipe: Recipe, mixture: Mixture) -> None:
+    """Refuse to leave out an instruction that no episode begins with. Raises UserError."""
+    known = {reader.instruction(int(row)) for reader in mixture.readers for row in reader.starts[:-1]}
+    for sentence in recipe.sampling.leave_out:
+        if sentence not in known:
+            near = difflib.get_close_matches(sentence, known, n=3) or sorted(known)[:3]
+            raise UserError(
+                f"No episode of the data is asked to '{sentence}', so none can be left out; there is "
+                f"{', '.join(repr(asked) for asked in near)}."
+            )
 
 
 def check_fit(recipe: Recipe, embodiment: Embodiment) -> None:

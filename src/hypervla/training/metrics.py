@@ -45,6 +45,11 @@ class Metrics:
         if self._board is not None:
             self._board.close()
 
+    def total(self, name: str) -> float:
+        """The sum of a value over the reports so far, those of the run that is resumed."""
+        rows = self._path.read_text().splitlines() if self._path.exists() else []
+        return sum((json.loads(row).get(name, 0.0) for row in rows), start=0.0)
+
     def report(self, step: int, **values: float) -> None:
         """Log the values of this step."""
         row: dict[str, Any] = {"step": step, "time": round(time.time(), 1)} | values

@@ -123,11 +123,13 @@ def begin(
     resume: bool,
     initial: Path | None,
     device: str,
+    vision_only: bool = False,
     **data: Any,
 ) -> Run:
     """Model and optimizer in place for the first step, or for the next one of an interrupted run.
 
-    `loss_of` and `measures_of` get the model and a batch; `data` are Run's fields of what is learned from. Raises
+    `loss_of` and `measures_of` get the model and a batch; `vision_only` takes the initial checkpoint's shared vision
+    backbone alone; `data` are Run's fields of what is learned from. Raises
     UserError for what does not fit.
     """
     if getattr(settings.model, "frozen_vision", False) and initial is None and not resume:
@@ -140,7 +142,7 @@ def begin(
     torch.manual_seed(settings.seed)
     model = settings.model.build().to(device).train()
     if initial is not None:
-        print(start_from(initial, model))
+        print(start_from(initial, model, vision_only=vision_only))
     run = Run(
         settings=settings,
         out=out,
@@ -151,6 +153,7 @@ def begin(
             "recipe": settings_to_json(settings),
             **identity,
             "initial": None if initial is None else checkpoint.read_card(initial).digest,
+            **({"initial_part": "vision"} if vision_only else {}),
         },
         device=torch.device(device),
         optimizer=make_optimizer(model, settings.optimizer),
@@ -166,9 +169,10 @@ def begin(
     return run
 
 
-def learn(run: Run, *, workers: int, save_every: int, on_step: OnStep | None) -> None:
-    """The steps that are left. Raises UserError for damaged data and a loss that is not finite; Ctrl-C saves and raises
-    KeyboardInterrupt."""
+def learn(run: Run, *, workers: int, save_every: int, on_step: OnStep | None, minutes: float | None = None) -> None:
+    """The steps that are left, or as many as fit into `minutes` of processor time, those before included, decoding in
+    processes beside this one and validation left out. Raises UserError for damaged data and a loss that is not finite;
+    Ctrl-C saves and raises KeyboardInterrupt."""
     settings, model, optimizer = run.settings, run.model, run.optimizer
     parameters = model.trained_parameters()
     losses: list[Tensor] = []
@@ -177,7 +181,7 @@ def learn(run: Run, *, workers: int, save_every: int, on_step: OnStep | None) ->
         stop_on_interrupt() as stop,
         batches(run.training, range(run.step, settings.steps), workers) as stream,
     ):
-        began, worked = time.monotonic(), time.process_time()
+        began, worked, spent = time.monotonic(), time.process_time(), metrics.total("processor_seconds")
         for step, batch in enumerate(stream, start=run.step + 1):
             batch = batch.to(run.device)
             set_rates(optimizer, rate_factor(settings.optimizer, step - 1, settings.steps))
@@ -192,7 +196,8 @@ def learn(run: Run, *, workers: int, save_every: int, on_step: OnStep | None) ->
 
             losses.append(loss.detach())
             stopping = stop.is_set()
-            saving = step % save_every == 0 or step == settings.steps or stopping
+            over = minutes is not None and spent + time.process_time() - worked >= 60 * minutes
+            saving = step % save_every == 0 or step == settings.steps or stopping or over
             if saving or step % REPORT_EVERY == 0:
                 run.loss = _finite("loss", torch.stack(losses).mean(), step)
                 _finite("gradient", norm, step)
@@ -203,6 +208,7 @@ def learn(run: Run, *, workers: int, save_every: int, on_step: OnStep | None) ->
                 validating = run.validation is not None and (saving or step % VALIDATE_EVERY == 0)
                 measured = run.validate() if validating else {}
                 metrics.report(step, loss=run.loss, gradient_norm=float(norm), **speed, **measured)
+                spent += speed["processor_seconds"]
                 losses, began, worked = [], time.monotonic(), time.process_time()
             if on_step is not None:
                 on_step(step, model)
@@ -210,6 +216,8 @@ def learn(run: Run, *, workers: int, save_every: int, on_step: OnStep | None) ->
                 run.save()
             if stopping:
                 raise KeyboardInterrupt(f"Stopped after step {step}; the same command with --resume continues.")
+            if over:
+                break
 
 
 def settings_to_json(settings: Settings) -> dict[str, Any]:
