@@ -19,7 +19,7 @@ from hypervla.baselines.rt1_sentence import SentenceEncoder
 from hypervla.baselines.rt1_vision import FilmEfficientNet
 from hypervla.data.stream import Sampling
 from hypervla.embodiment import METAWORLD_SAWYER, Embodiment
-from hypervla.models.action_head import LinearHead, ReleasedHead
+from hypervla.models.action_head import LinearHead
 from hypervla.models.backbones import ConvNet
 from hypervla.models.diffusion import DiffusionHead
 from hypervla.models.evla import EvlaConfig, Mode
@@ -30,20 +30,11 @@ from hypervla.models.interface import ModelConfig
 from hypervla.models.monolithic import MonolithicConfig
 from hypervla.models.vision_language import LanguageModel, VisionLanguage
 from hypervla.training.optimizer import OptimizerConfig
-from hypervla.training.recipe import Recipe
+from hypervla.training.recipe import Recipe, head_for
 
 ENCODER = ConvNet(image_size=128, widths=(48, 96, 192), stride=4)
 POLICY = PolicyConfig(width=64, layers=3, heads=4, mlp=128)
-HEAD = ReleasedHead(horizon=4, action_size=4, gripper_index=3)
-HYPERVLA = HyperVLAConfig(
-    backbone=ENCODER,
-    instruction_encoder=MINILM,
-    hypernetwork=HypernetworkConfig(width=48, layers=3, heads=4, mlp=192),
-    policy=POLICY,
-    head=HEAD,
-    context_image="shared",
-    context_image_dropout=0.5,
-)
+HORIZON = 4
 
 LANGUAGE = LanguageModel(
     family="llama",
@@ -85,46 +76,88 @@ def _compared(name: str, model: ModelConfig) -> Recipe:
     )
 
 
+def _hypervla(robot: Embodiment) -> HyperVLAConfig:
+    return HyperVLAConfig(
+        backbone=ENCODER,
+        instruction_encoder=MINILM,
+        hypernetwork=HypernetworkConfig(width=48, layers=3, heads=4, mlp=192),
+        policy=POLICY,
+        head=head_for(robot, HORIZON),
+        cameras=len(robot.cameras),
+        context_image="shared",
+        context_image_dropout=0.5,
+    )
+
+
 def small_hypervla(robot: Embodiment = METAWORLD_SAWYER) -> Recipe:
     """HyperVLA: weights generated per task, the released code's head."""
-    return _compared("small_hypervla", HYPERVLA)
+    return _compared("small_hypervla", _hypervla(robot))
+
+
+def _tuned(name: str, robot: Embodiment, rate: float) -> Recipe:
+    """`small_hypervla` for a vision backbone that was pretrained (`--init CKPT --vision-only`)."""
+    recipe = small_hypervla(robot)
+    return replace(recipe, name=name, optimizer=replace(recipe.optimizer, backbone_rate=rate))
+
+
+def small_hypervla_slow_vision(robot: Embodiment = METAWORLD_SAWYER) -> Recipe:
+    """The paper's way with a pretrained backbone: it learns at a tenth of the hypernetwork's rate."""
+    return _tuned("small_hypervla_slow_vision", robot, 5e-5)
+
+
+def small_hypervla_fast_vision(robot: Embodiment = METAWORLD_SAWYER) -> Recipe:
+    """The paper's ablation: a pretrained backbone learns at the hypernetwork's rate."""
+    return _tuned("small_hypervla_fast_vision", robot, 5e-4)
+
+
+def small_hypervla_frozen_vision(robot: Embodiment = METAWORLD_SAWYER) -> Recipe:
+    """The paper's ablation: a pretrained backbone does not learn."""
+    return _tuned("small_hypervla_frozen_vision", robot, 0.0)
 
 
 def small_hypervla_no_normalisation(robot: Embodiment = METAWORLD_SAWYER) -> Recipe:
     """The paper's ablation: the context embedding is not divided by the root of its width."""
-    hypernetwork = replace(HYPERVLA.hypernetwork, normalise_embedding=False)
-    return _compared("small_hypervla_no_normalisation", replace(HYPERVLA, hypernetwork=hypernetwork))
+    model = _hypervla(robot)
+    hypernetwork = replace(model.hypernetwork, normalise_embedding=False)
+    return _compared("small_hypervla_no_normalisation", replace(model, hypernetwork=hypernetwork))
 
 
 def small_hypervla_linear(robot: Embodiment = METAWORLD_SAWYER) -> Recipe:
     """The paper's text: one linear head with squared error on all dimensions, the gripper among them."""
-    return _compared("small_hypervla_linear", replace(HYPERVLA, head=LinearHead(horizon=4, action_size=4)))
+    head = LinearHead(HORIZON, robot.action_size)
+    return _compared("small_hypervla_linear", replace(_hypervla(robot), head=head))
 
 
 def small_hypervla_variance(robot: Embodiment = METAWORLD_SAWYER) -> Recipe:
     """The released code's other initialisation of the output heads."""
-    hypernetwork = replace(HYPERVLA.hypernetwork, initialisation="variance")
-    return _compared("small_hypervla_variance", replace(HYPERVLA, hypernetwork=hypernetwork))
+    model = _hypervla(robot)
+    hypernetwork = replace(model.hypernetwork, initialisation="variance")
+    return _compared("small_hypervla_variance", replace(model, hypernetwork=hypernetwork))
 
 
 def small_hypervla_words_only(robot: Embodiment = METAWORLD_SAWYER) -> Recipe:
     """The context is the instruction alone, without the initial image."""
-    return _compared("small_hypervla_words_only", replace(HYPERVLA, context_image="none", context_image_dropout=0.0))
+    model = replace(_hypervla(robot), context_image="none", context_image_dropout=0.0)
+    return _compared("small_hypervla_words_only", model)
 
 
 def small_hypervla_patches(robot: Embodiment = METAWORLD_SAWYER) -> Recipe:
     """The context encoder reads all cells of the initial image instead of their mean."""
-    return _compared("small_hypervla_patches", replace(HYPERVLA, context_feature="patches"))
+    return _compared("small_hypervla_patches", replace(_hypervla(robot), context_feature="patches"))
+
+
+def _monolithic(robot: Embodiment) -> MonolithicConfig:
+    return MonolithicConfig(ENCODER, POLICY, head_for(robot, HORIZON), cameras=len(robot.cameras))
 
 
 def small_alone(robot: Embodiment = METAWORLD_SAWYER) -> Recipe:
     """The paper's ablation "no hypernetwork": the base policy with weights of its own, which knows no instruction."""
-    return _compared("small_alone", MonolithicConfig(ENCODER, POLICY, HEAD))
+    return _compared("small_alone", _monolithic(robot))
 
 
 def small_monolithic(robot: Embodiment = METAWORLD_SAWYER) -> Recipe:
     """The base policy with weights of its own, reading the instruction's tokens beside those of the image."""
-    return _compared("small_monolithic", MonolithicConfig(ENCODER, POLICY, HEAD, instruction_encoder=MINILM))
+    return _compared("small_monolithic", replace(_monolithic(robot), instruction_encoder=MINILM))
 
 
 def small_rt1(robot: Embodiment = METAWORLD_SAWYER) -> Recipe:
@@ -197,8 +230,8 @@ def small_evla_released(robot: Embodiment = METAWORLD_SAWYER) -> Recipe:
 
 def small_hypervla_diffusion(robot: Embodiment = METAWORLD_SAWYER) -> Recipe:
     """The paper's ablation: a generated diffusion head, here a quarter as wide as Octo's."""
-    head = DiffusionHead(horizon=4, action_size=4, hidden=64)
-    return _compared("small_hypervla_diffusion", replace(HYPERVLA, head=head))
+    head = DiffusionHead(HORIZON, robot.action_size, hidden=64)
+    return _compared("small_hypervla_diffusion", replace(_hypervla(robot), head=head))
 
 
 def _bounded(recipe: Recipe) -> Recipe:
@@ -208,6 +241,9 @@ def _bounded(recipe: Recipe) -> Recipe:
 
 RECIPES: tuple[Callable[..., Recipe], ...] = (
     small_hypervla,
+    small_hypervla_slow_vision,
+    small_hypervla_fast_vision,
+    small_hypervla_frozen_vision,
     small_hypervla_no_normalisation,
     small_hypervla_linear,
     small_hypervla_variance,
