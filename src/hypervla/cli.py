@@ -16,6 +16,7 @@ from hypervla.data_commands import data_app
 from hypervla.engine_commands import act_once, export, serve
 from hypervla.evaluation_commands import Execution, evaluate, record
 from hypervla.options import Device, Flag, Out
+from hypervla.study_commands import study
 from hypervla.training_commands import contexts, pretrain, train
 from hypervla.weights_commands import weights_app
 
@@ -157,6 +158,7 @@ def act(
 
 
 app.command(name="eval")(evaluate)
+app.command(study)
 app.command(export)
 app.command(serve)
 app.command(info)

@@ -1,0 +1,143 @@
+"""The papers' questions as studies for two processor cores (HyperVLA's tables 1, 2, 4 and 6 in miniature)."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+
+from hypervla.contracts import UserError
+from hypervla.evaluation.suites import IN_SCENE_OF, MT10, suite
+from hypervla.studies.study import Column, Part, Pretraining, Study, System
+
+RECORDINGS = {
+    "mt10": "hypervla record --suite metaworld-mt10 --episodes 150 240 300 100 100 60 100 300 80 80 --noise 0.4 "
+    "--max-steps 250",
+    "mt50": "hypervla record --suite metaworld-mt50 --episodes 50 --noise 0.3 --max-steps 300",
+    "simpler-widowx": "hypervla record --suite simpler-widowx --episodes 100 --noise 0.2 --max-steps 120",
+} | {
+    f"libero-{part}": f"hypervla record --suite libero-{part} --episodes 50 --noise 0.2 --max-steps {steps}"
+    for part, steps in {"spatial": 280, "object": 280, "goal": 300}.items()
+}
+"""How the studies' demonstrations are made, by the dataset's name."""
+
+
+def canonical(name: str, tasks: tuple[str, ...]) -> tuple[str, ...]:
+    """The sentences that ask for these tasks of a suite in its recordings."""
+    return tuple(suite(name).instruction(task, "canonical", 0) for task in tasks)
+
+
+def _of(name: str, recordings: tuple[str, ...], **fields: object) -> Study:
+    return Study(name=name, recordings={one: RECORDINGS[one] for one in recordings}, **fields)  # type: ignore[arg-type]
+
+
+def ablations() -> Study:
+    """HyperVLA's tables 4 and 6: what each of its parts is worth, on Metaworld MT10."""
+    seen = {"start": "vision of the other forty tasks", "vision_only": True}
+    return _of(
+        "ablations",
+        ("mt10", "mt50"),
+        question="What is each part of HyperVLA worth, when every run learns for the same time?",
+        systems=(
+            System("HyperVLA", "small_hypervla", published="31, 5"),
+            System("no hypernetwork", "small_alone", published="9, 1"),
+            System("no hypernetwork, told the instruction", "small_monolithic"),
+            System("no normalisation of the embedding", "small_hypervla_no_normalisation", published="57, 31"),
+            System("linear head of the paper's text", "small_hypervla_linear"),
+            System("diffusion head", "small_hypervla_diffusion", published="53, 30"),
+            System("variance initialisation", "small_hypervla_variance"),
+            System("context without the image", "small_hypervla_words_only"),
+            System("context with all patches", "small_hypervla_patches"),
+            System("pretrained vision, tuned slowly", "small_hypervla_slow_vision", **seen, published="63, 40"),
+            System("pretrained vision, tuned fast", "small_hypervla_fast_vision", **seen, published="11, 0"),
+            System("pretrained vision, frozen", "small_hypervla_frozen_vision", **seen, published="54, 15"),
+        ),
+        parts=(Part("mt10", ("mt10",), (Column("MT10", "metaworld-mt10"),)),),
+        pretrainings={seen["start"]: Pretraining("small_hypervla", ("mt50",), canonical("metaworld-mt50", MT10))},
+    )
+
+
+def zero_shot() -> Study:
+    """HyperVLA's table 1: scenes, sentences, combinations and objects that no demonstration shows."""
+    others = tuple(name for name in suite("metaworld-shared-scene").tasks if len(set(name.split(IN_SCENE_OF))) == 2)
+    unseen_objects = tuple(task for task in suite("libero-object").tasks if "milk" in task or "butter" in task)
+    seen_objects = tuple(task for task in suite("libero-object").tasks if task not in unseen_objects)
+    unseen_places = suite("libero-spatial").tasks[:2]
+    seen_places = suite("libero-spatial").tasks[2:]
+    unseen_simpler, seen_simpler = ("widowx-spoon-on-towel",), ("widowx-carrot-on-plate", "widowx-stack-cube")
+    return _of(
+        "zero-shot",
+        ("mt10", "libero-object", "libero-spatial", "simpler-widowx"),
+        question="What of its training does a policy carry over to what no demonstration shows?",
+        systems=(
+            System("HyperVLA", "small_hypervla"),
+            System("base policy told the instruction", "small_monolithic"),
+        ),
+        parts=(
+            Part(
+                "metaworld",
+                ("mt10",),
+                (
+                    Column("MT10, new scenes", "metaworld-mt10"),
+                    Column("MT10, new scenes and sentences", "metaworld-mt10", held_out_instructions=True),
+                    Column("a task in another's scene", "metaworld-shared-scene", others, in_distribution=False),
+                ),
+            ),
+            Part(
+                "libero-object",
+                ("libero-object",),
+                (
+                    Column("LIBERO-Object, new scenes", "libero-object", seen_objects),
+                    Column("LIBERO-Object, new objects", "libero-object", unseen_objects, in_distribution=False),
+                ),
+                canonical("libero-object", unseen_objects),
+            ),
+            Part(
+                "libero-spatial",
+                ("libero-spatial",),
+                (
+                    Column("LIBERO-Spatial, new scenes", "libero-spatial", seen_places),
+                    Column("LIBERO-Spatial, new places", "libero-spatial", unseen_places, in_distribution=False),
+                ),
+                canonical("libero-spatial", unseen_places),
+            ),
+            Part(
+                "simpler",
+                ("simpler-widowx",),
+                (
+                    Column("SIMPLER, new scenes", "simpler-widowx", seen_simpler),
+                    Column("SIMPLER, new object", "simpler-widowx", unseen_simpler, in_distribution=False),
+                ),
+                canonical("simpler-widowx", unseen_simpler),
+            ),
+        ),
+    )
+
+
+def few_shot() -> Study:
+    """HyperVLA's table 2: fifty demonstrations of each task of a LIBERO suite, pretrained and from scratch."""
+    parts = ("spatial", "object", "goal")
+    return _of(
+        "few-shot",
+        tuple(f"libero-{part}" for part in parts),
+        question="What is pretraining worth, when there are fifty demonstrations of each task?",
+        systems=(
+            System("HyperVLA, pretrained on Metaworld", "libero_small", start="embedded"),
+            System("HyperVLA, from scratch", "libero_small"),
+        ),
+        parts=tuple(
+            Part(part, (f"libero-{part}",), (Column(f"LIBERO-{part.capitalize()}", f"libero-{part}"),))
+            for part in parts
+        ),
+        steps=3_000,
+    )
+
+
+STUDIES: Mapping[str, Callable[[], Study]] = {"ablations": ablations, "zero-shot": zero_shot, "few-shot": few_shot}
+
+
+def study(name: str) -> Study:
+    """The study of that name. Raises UserError naming near matches."""
+    if name not in STUDIES:
+        near = difflib.get_close_matches(name, STUDIES, n=2, cutoff=0.4) or list(STUDIES)
+        raise UserError(f"There is no study '{name}'; did you mean {' or '.join(near)}?")
+    return STUDIES[name]()

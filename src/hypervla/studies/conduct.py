@@ -1,0 +1,128 @@
+"""Makes the runs and evaluations of a study, each by the command a person would type, and keeps each as it comes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hypervla.contracts import UserError
+from hypervla.durable import write_atomically
+from hypervla.evaluation.results import Results
+from hypervla.studies.study import Budget, Cell, Column, Study, slug
+
+FOREVER = 1_000_000
+"""Steps of a run that ends by its time."""
+
+Hypervla = Callable[[Sequence[str]], None]
+"""Carries out a command of hypervla, given by the words behind that name. Raises SystemExit when it fails."""
+
+
+@dataclass(frozen=True)
+class Conductor:
+    """One study in one folder: OUT/PART/SYSTEM/seed-N holds a run, OUT/PART/SYSTEM/seed-N/COLUMN an evaluation."""
+
+    study: Study
+    data: Path
+    """Folder that holds the datasets by name."""
+    out: Path
+    budget: Budget
+    workers: int | None = None
+    hypervla: Hypervla | None = None
+    """Another way to carry out commands than in processes of their own."""
+
+    def check(self, todo: Sequence[Cell]) -> None:
+        """Raises UserError where a dataset that these cells want is missing, or OUT holds a study of another kind or
+        budget."""
+        starts = [self.study.pretrainings.get(cell.system.start or "") for cell in todo]
+        names = [*(cell.part.data for cell in todo), *(start.data for start in starts if start)]
+        for name in dict.fromkeys(name for several in names for name in several):
+            if not (self.data / name).is_dir():
+                raise UserError(
+                    f"The study wants the dataset {self.data / name}, which is not there; record it: "
+                    f"{self.study.recordings[name]} --out {self.data / name}"
+                )
+        asked = {"study": self.study.name, "trials": self.budget.trials}
+        asked |= {"steps": self.study.steps} if self.study.steps else {"minutes": self.budget.minutes}
+        path = self.out / "budget.json"
+        if path.is_file() and (found := json.loads(path.read_text())) != asked:
+            raise UserError(f"{self.out} holds a study of another budget, {found}: choose another --out.")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, (json.dumps(asked) + "\n").encode())
+
+    def make(self, cell: Cell) -> None:
+        """Train and judge, unless that is done."""
+        run, system = self.out / cell.folder, cell.system
+        start = [] if system.start is None else ["--init", self._start(system.start)]
+        start += ["--vision-only"] if system.vision_only else []
+        self._train(run, system.recipe, cell.part.data, cell.part.leave_out, ["--seed", str(cell.seed), *start])
+        for column in cell.part.columns:
+            if not self.judged(cell, column):
+                self._run(self._evaluation(run, column))
+
+    def judged(self, cell: Cell, column: Column) -> bool:
+        return (self.out / cell.folder / slug(column.name) / "results.json").is_file()
+
+    def results(self, cell: Cell, column: Column) -> Results | None:
+        """What an evaluation found; None as long as it has not ended."""
+        if not self.judged(cell, column):
+            return None
+        return Results.load(self.out / cell.folder / slug(column.name) / "results.json")
+
+    def training(self, cell: Cell) -> dict:
+        """Steps and minutes of a run that has ended; empty for another."""
+        path = self.out / cell.folder / "trained.json"
+        return json.loads(path.read_text()) if path.is_file() else {}
+
+    def _start(self, name: str) -> str:
+        """The checkpoint of a pretraining, which is made if it is not there; other names are checkpoints."""
+        if name not in self.study.pretrainings:
+            return name
+        wanted, run = self.study.pretrainings[name], self.out / "pretraining" / name
+        self._train(run, wanted.recipe, wanted.data, wanted.leave_out, [])
+        return str(run)
+
+    def _train(
+        self, run: Path, recipe: str, data: Sequence[str], leave_out: Sequence[str], more: Sequence[str]
+    ) -> None:
+        done = run / "trained.json"
+        if done.is_file():
+            return
+        words = ["train", recipe, *more, "--out", str(run), "--steps", str(self.study.steps or FOREVER)]
+        words += [] if self.study.steps else ["--minutes", f"{self.budget.minutes:g}"]
+        words += [word for name in data for word in ("--data", str(self.data / name))]
+        words += [word for sentence in leave_out for word in ("--leave-out", sentence)]
+        self._run([*words, *(["--resume"] if (run / "resume" / "state.json").is_file() else [])])
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        spent = sum(row["processor_seconds"] for row in rows) / 60
+        write_atomically(done, (json.dumps({"steps": rows[-1]["step"], "minutes": round(spent, 1)}) + "\n").encode())
+
+    def _evaluation(self, run: Path, column: Column) -> list[str]:
+        words = ["eval", str(run), "--suite", column.suite, "--trials", str(self.budget.trials)]
+        words += [word for task in column.tasks for word in ("--task", task)]
+        words += ["--held-out-instructions"] if column.held_out_instructions else []
+        words += [] if self.workers is None else ["--workers", str(self.workers)]
+        return [*words, "--out", str(run / slug(column.name))]
+
+    def _run(self, words: Sequence[str]) -> None:
+        print("$", shlex.join(["hypervla", *words]), flush=True)
+        (self.hypervla or hypervla_process)(words)
+
+
+def hypervla_process(words: Sequence[str]) -> None:
+    """`hypervla WORDS` in a process of its own, which hears of Ctrl-C itself and is waited for. Raises SystemExit with
+    its status when it fails: it has said why."""
+    process = subprocess.Popen([sys.executable, "-m", "hypervla.cli", *words], env=os.environ)
+    try:
+        status = process.wait()
+    except KeyboardInterrupt:
+        process.wait()
+        raise KeyboardInterrupt("Stopped; the same command goes on.") from None
+    if status:
+        raise SystemExit(128 + signal.SIGINT if status == -signal.SIGINT else status)
