@@ -147,6 +147,9 @@ def test_the_listed_fields_and_no_others_can_be_overridden() -> None:
         "rows",
         "paraphrases",
         "workers",
+        "leave_out",
+        "minutes",
+        "vision_only",
     }
     assert options == set(OVERRIDABLE) == {"steps", "batch_contexts", "seed", "trace"}
     assert options <= {field.name for field in fields(Recipe)}
