@@ -3,55 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, TypeVar
 
 import numpy as np
 
-from hypervla.contracts import ActionChunk, Environment, Image, Observation, UserError
+from hypervla.contracts import Environment, UserError
 from hypervla.embodiment import Embodiment
 from hypervla.evaluation.film import Film
 from hypervla.evaluation.results import STAGES, Trial, TrialRecord
 from hypervla.evaluation.suites import InstructionSet, Suite, environment_seed
 from hypervla.runtime.execution import Execution
-from hypervla.runtime.task_policy import Timing
+from hypervla.runtime.protocols import Compiler, TimedPolicy
 
 Answer = TypeVar("Answer")
 
 
-@runtime_checkable
-class TimedPolicy(Protocol):
-    """A task policy that says where its time went."""
-
-    @property
-    def last_timing(self) -> Timing: ...
-
-    def act(self, observation: Observation) -> ActionChunk: ...
-
-
-@runtime_checkable
-class Compiler(Protocol):
-    """Turns an instruction and first images into a task policy (runtime/compiler.py)."""
-
-    @property
-    def embodiment(self) -> Embodiment: ...
-
-    @property
-    def digest(self) -> str: ...
-
-    @property
-    def provenance(self) -> Mapping[str, Any]: ...
-
-    def compile(self, instruction: str, images: Mapping[str, Image]) -> TimedPolicy: ...
-
-
-Load = Callable[[Path | str, str], Compiler]
+Load = Callable[[Path | str, str], Compiler[TimedPolicy]]
 """Loads a checkpoint onto a device, or connects to the policy server at an address (ws://…)."""
 
 
-def load_compiler(checkpoint: Path | str, device: str, *, robot: Embodiment, engine: str | None = None) -> Compiler:
+def load_compiler(
+    checkpoint: Path | str, device: str, *, robot: Embodiment, engine: str | None = None
+) -> Compiler[TimedPolicy]:
     """The compiler of runtime/ for that robot, or the only one it knows; with `engine` its policies act on that: the
     file of an exported one, or cuda:PRECISION. It is imported here because it brings PyTorch."""
     if isinstance(checkpoint, str):
@@ -108,7 +84,7 @@ def tickets(suite: Suite, *, trials: int, seed: int, instructions: InstructionSe
 def roll_out(
     ticket: Ticket,
     environment: Environment,
-    compiler: Compiler,
+    compiler: Compiler[TimedPolicy],
     execution: Execution,
     max_steps: int,
     film: Film | None = None,
@@ -142,7 +118,7 @@ def roll_out(
     )
 
 
-def check_embodiment(compiler: Compiler, suite: Suite) -> None:
+def check_embodiment(compiler: Compiler[TimedPolicy], suite: Suite) -> None:
     """Raises UserError when the checkpoint drives another robot than the suite's."""
     if compiler.embodiment.name != suite.embodiment.name:
         raise UserError(

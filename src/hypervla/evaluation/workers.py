@@ -23,8 +23,9 @@ from hypervla.evaluation.expert import EXPERT, Demonstrating
 from hypervla.evaluation.film import Film, save_filmstrip
 from hypervla.evaluation.results import TrialRecord
 from hypervla.evaluation.suites import Suite
-from hypervla.evaluation.trial import Compiler, Load, Ticket, check_embodiment, roll_out
+from hypervla.evaluation.trial import Load, Ticket, check_embodiment, roll_out
 from hypervla.runtime.execution import Execution
+from hypervla.runtime.protocols import Compiler, TimedPolicy
 
 
 @dataclass(frozen=True)
@@ -207,7 +208,7 @@ class OpenEnvironment:
             closing.close()
 
 
-def _make(ticket: Ticket, job: Job, compiler: Compiler, opened: OpenEnvironment) -> TrialRecord:
+def _make(ticket: Ticket, job: Job, compiler: Compiler[TimedPolicy], opened: OpenEnvironment) -> TrialRecord:
     """One trial. Raises UserError when the environment cannot be had (not installed) or the film cannot be written."""
     started = time.perf_counter()
     try:

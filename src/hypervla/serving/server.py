@@ -11,56 +11,28 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, TypeVar
 
-from hypervla.contracts import ActionChunk, Image, Observation, UserError
-from hypervla.embodiment import Embodiment
+from hypervla.contracts import UserError
 from hypervla.runtime import wire
 from hypervla.runtime.client import SERVER
-from hypervla.runtime.task_policy import Timing
+from hypervla.runtime.protocols import Compiler, NamedPolicy
 
 Answer = TypeVar("Answer")
 PORT = 8000
-
-
-@runtime_checkable
-class ServedPolicy(Protocol):
-    """What answers for one episode."""
-
-    @property
-    def policy_id(self) -> str:
-        """Another one for another task policy."""
-        ...
-
-    @property
-    def last_timing(self) -> Timing: ...
-    def act(self, observation: Observation) -> ActionChunk: ...
-
-
-@runtime_checkable
-class Compiler(Protocol):
-    """Turns an instruction and first images into a policy (runtime/compiler.py)."""
-
-    @property
-    def embodiment(self) -> Embodiment: ...
-    @property
-    def digest(self) -> str: ...
-    @property
-    def provenance(self) -> Mapping[str, Any]: ...
-    def compile(self, instruction: str, images: Mapping[str, Image]) -> ServedPolicy: ...
 
 
 @dataclass
 class Session:
     """One connection's episode."""
 
-    policy: ServedPolicy | None = None
+    policy: NamedPolicy | None = None
     key: tuple[str, str | None] | None = None
     """Instruction and episode that the policy was compiled for."""
 
@@ -68,7 +40,7 @@ class Session:
 class PolicyServer:
     """Answers on `host`:`port`; port 0 takes any free one. Use as a context manager, or `run` until interrupted."""
 
-    def __init__(self, compiler: Compiler, host: str = "127.0.0.1", port: int = PORT) -> None:
+    def __init__(self, compiler: Compiler[NamedPolicy], host: str = "127.0.0.1", port: int = PORT) -> None:
         self.compiler, self.host, self.port = compiler, host, port
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="hypervla-inference")
 
