@@ -75,14 +75,14 @@ $(ORACLES)/.ready: $(READY)
 	touch $@
 
 # LIBERO in an environment of its own: hypervla without PyTorch, and the packages of the simulator without what theirs
-# ask for, which would bring a CUDA build of PyTorch. Its assets are not in them: HYPERVLA_LIBERO_ASSETS names their folder.
+# ask for, which would bring a CUDA build of PyTorch; openpi-client for a test. Its assets are not in them: HYPERVLA_LIBERO_ASSETS names their folder.
 env-libero: $(LIBERO)/.ready
 
 $(LIBERO)/.ready: pyproject.toml constraints-libero.txt
 	$(PYTHON) -m venv $(LIBERO)
 	$(LIBERO)/bin/python -m pip install --disable-pip-version-check -c constraints-libero.txt -e '.[data,libero,report,serve]' pytest hypothesis
 	$(LIBERO)/bin/python -m pip install --disable-pip-version-check --no-deps \
-		$$(grep -E '^(bddl|hf-libero|robosuite)==' constraints-libero.txt)
+		$$(grep -E '^(bddl|hf-libero|openpi-client|robosuite)==' constraints-libero.txt)
 	touch $@
 
 # SIMPLER's WidowX tasks, in ManiSkill. It wants PyTorch itself, of TORCH_INDEX, and Vulkan of Mesa 25 where there is no GPU.
