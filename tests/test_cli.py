@@ -149,6 +149,7 @@ def test_the_listed_fields_and_no_others_can_be_overridden() -> None:
         "workers",
         "leave_out",
         "minutes",
+        "pictures",
         "vision_only",
     }
     assert options == set(OVERRIDABLE) == {"steps", "batch_contexts", "seed", "trace"}

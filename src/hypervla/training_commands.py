@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
@@ -32,6 +32,7 @@ def train(
     vision_only: Flag = False,
     device: Device = "cpu",
     workers: int = 0,
+    pictures: Path | None = None,
     leave_out: LeaveOut = (),
     minutes: float | None = None,
     steps: int | None = None,
@@ -54,6 +55,7 @@ def train(
         initial: A checkpoint to start from, with a fresh optimizer; what does not fit starts afresh and is listed.
         vision_only: Of --init, take the shared vision backbone alone.
         workers: Processes that decode and augment images beside the training process.
+        pictures: Keep decoded images in this folder, so that the next run on the same data need not decode them.
         minutes: End after so many minutes of one core, if the steps have not ended before.
         steps: Override the recipe's number of steps.
         batch_contexts: Override the recipe's task contexts per batch.
@@ -72,10 +74,10 @@ def train(
     start = None if initial is None else find_checkpoint(initial)
     if vision_only and start is None:
         raise UserError("--vision-only says what to take of a checkpoint: name it with --init.")
-    options = {"resume": resume, "device": check_device(device), "workers": workers, "vision_only": vision_only}
+    options: dict[str, Any] = {"resume": resume, "device": check_device(device), "workers": workers}
     if minutes is not None and not 0 < minutes < math.inf:
         raise UserError(f"--minutes must be above 0, and finite, but {minutes} came.")
-    options["minutes"] = minutes
+    options |= {"minutes": minutes, "keep_pictures": pictures}
     datasets = open_mixture(data, named=mixture, told=told(robot, rows, cameras, paraphrases))
     show_mixture(datasets)
     from hypervla.training.loop import train as train_recipe
@@ -83,7 +85,7 @@ def train(
     changes = {"steps": steps, "batch_contexts": batch_contexts, "seed": seed, "trace": traced}
     chosen = override(find_recipe(recipe, datasets.readers[0].embodiment), changes)
     chosen = replace(chosen, sampling=replace(chosen.sampling, leave_out=leave_out))
-    train_recipe(chosen, datasets, out, initial=start, **options)
+    train_recipe(chosen, datasets, out, initial=start, vision_only=vision_only, **options)
 
 
 def contexts(

@@ -6,6 +6,7 @@ import json
 import pickle
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from hypervla.contracts import UserError
 from hypervla.data.augment import OCTO, resize
 from hypervla.data.memory import InMemory
 from hypervla.data.mixture import Mixture
-from hypervla.data.stream import ContextBatch, SampleStream, Sampling, view_with_margin
+from hypervla.data.stream import ContextBatch, Decoded, SampleStream, Sampling, view_with_margin
 from hypervla.embodiment import Camera
 
 LENGTHS = [1 + i % 7 for i in range(41)]
@@ -108,6 +109,22 @@ def test_images_in_memory_are_the_images_decoded_when_asked_for() -> None:
     mixture = Mixture([NumberedReader(LENGTHS, robot=ROBOT)])
     held = stream(sampling, pictures=InMemory(mixture, 24, 2))
     assert equal(stream(sampling).batch(1, 30), held.batch(1, 30))
+
+
+def test_pictures_kept_in_a_folder_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mixture = Mixture([NumberedReader(LENGTHS, robot=ROBOT), NumberedReader([3, 4], robot=ROBOT)])
+    rows = range(sum(LENGTHS))
+    plain = InMemory(mixture, 24, 2)
+    kept = InMemory(mixture, 24, 2, folder=tmp_path / "pictures")
+    assert len(list((tmp_path / "pictures").iterdir())) == 2 * len(CAMERAS)
+    monkeypatch.setattr(Decoded, "__call__", None)
+    again = InMemory(mixture, 24, 2, folder=tmp_path / "pictures")
+    for camera in range(len(CAMERAS)):
+        np.testing.assert_array_equal(kept(0, camera, rows), plain(0, camera, rows))
+        np.testing.assert_array_equal(again(0, camera, rows), plain(0, camera, rows))
+    with pytest.raises(TypeError):
+        InMemory(mixture, 24, 1, folder=tmp_path / "pictures")  # another margin is other pictures
+    assert len(list((tmp_path / "pictures").iterdir())) == 2 * len(CAMERAS)
 
 
 class Drawn(NumberedReader):

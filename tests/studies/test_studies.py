@@ -86,7 +86,7 @@ def test_every_run_is_the_command_a_person_would_type(data: Path, tmp_path: Path
     hypervla, out = Hypervla(), tmp_path / "out"
     conducted(data, out, hypervla)
     one, other = out / "points/one/seed-0", out / "points/other-pretrained/seed-0"
-    length = ["--steps", "1000000", "--minutes", "2"]
+    length = ["--steps", "1000000", "--pictures", str(out / "pictures"), "--minutes", "2"]
     points = ["--data", str(data / "points"), "--leave-out", "run"]
     judged = ["--suite", "metaworld-mt10", "--trials", "3"]
     unseen = [*judged, "--task", "reach-v3", "--held-out-instructions"]

@@ -95,6 +95,7 @@ class Conductor:
         if done.is_file():
             return
         words = ["train", recipe, *more, "--out", str(run), "--steps", str(self.study.steps or FOREVER)]
+        words += ["--pictures", str(self.out / "pictures")]
         words += [] if self.study.steps else ["--minutes", f"{self.budget.minutes:g}"]
         words += [word for name in data for word in ("--data", str(self.data / name))]
         words += [word for sentence in leave_out for word in ("--leave-out", sentence)]

@@ -41,13 +41,15 @@ def train(
     save_every: int = SAVE_EVERY,
     workers: int = 0,
     minutes: float | None = None,
+    keep_pictures: Path | None = None,
 ) -> None:
     """Train `recipe` on the datasets in `data`; the checkpoint in `out` holds the averaged weights.
 
     `initial` is a checkpoint to start from, with a fresh optimizer: robots it knows keep their statistics, tensors that
     do not fit start afresh and are listed; with `vision_only` its shared vision backbone alone is taken. With `minutes`
     the run ends after so much processor time, if its steps have not ended it before. Batches are made by `workers`
-    processes beside this one, or here when 0; they are the same for any number.
+    processes beside this one, or here when 0; they are the same for any number. All images are decoded first when
+    they fit the recipe's memory; `keep_pictures` is a folder that keeps them, however many, for the next run.
     `on_step(step, model)` is called after each step. At the end the task contexts of the training are kept with the
     checkpoint of a HyperVLA. With `resume` the run in `out` continues bit for bit (on the same machine and thread
     count). Raises UserError for unfit data or folders; Ctrl-C saves and raises KeyboardInterrupt.
@@ -59,8 +61,8 @@ def train(
     check_out(out, resume)
     robots = robots_of(recipe, mixture, None if vision_only else initial)
     size, margin, pictures = recipe.sampling.image_size, recipe.sampling.view_shift, None
-    if bytes_needed(mixture, size, margin) <= recipe.memory_gb * 2**30:
-        pictures = InMemory(mixture, size, margin)
+    if keep_pictures is not None or bytes_needed(mixture, size, margin) <= recipe.memory_gb * 2**30:
+        pictures = InMemory(mixture, size, margin, folder=keep_pictures)
 
     def stream(validation: bool) -> SampleStream:
         return SampleStream(
