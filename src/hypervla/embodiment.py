@@ -199,8 +199,8 @@ GOOGLE_ROBOT = Embodiment(
     gripper=Gripper(index=6, open=1.0, closed=0.0),
     action_kind="delta end-effector",
 )
-"""The Google robot in metres and radians (rotation about x, then y, then z), within RT-1's action space. Its own gripper
-commands are changes; a policy says whether it wants the gripper open, as it is trained on fractal20220817_data."""
+"""The Google robot in metres and radians (rotation about x, then y, then z), within RT-1's action space. Its gripper is
+told changes; a policy says whether it should be open, as data/oxe.toml makes fractal20220817_data say."""
 
 LIBERO_PANDA = Embodiment(
     name="libero-panda",

@@ -202,8 +202,8 @@ def _simpler_google(name: str) -> Suite:
         embodiment=GOOGLE_ROBOT,
         environment=_simpler_google_environment,
         sentences=_scene_sentences,
-        success_rule="SIMPLER's own, at any step (its scripts ask at the last one): can or thing lifted, moved near and "
-        "nothing knocked over, drawer 15 cm open or 5 cm from closed.",
+        success_rule="SIMPLER's own, at any step (its scripts ask at the last one): the thing is lifted, or near the "
+        "other with nothing knocked over; the drawer is 15 cm open, or within 5 cm of closed.",
         scene=simpler_google.NEVER_RUN,
         max_steps=max(steps.values()),
         task_steps=steps,

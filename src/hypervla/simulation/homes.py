@@ -15,7 +15,7 @@ HOMES = {"libero": "libero", "mani_skill": "simpler", "simpler_env": "simpler-go
 """The environment's name by the simulator's package: `make env-NAME` builds it, but for those UNMADE."""
 UNMADE = {
     "simpler-google": "install SimplerEnv with ManiSkill2_real2sim (github.com/simpler-env/SimplerEnv) and "
-    "'hypervla[data,report,serve]' with 'numpy<2' into one of Python 3.11 in .envs/simpler-google"
+    "'hypervla[data,report,serve]' with 'numpy<2' for Python 3.11 in .envs/simpler-google"
 }
 """How to come by an environment that nothing here builds."""
 

@@ -20,6 +20,7 @@ from PIL import Image
 
 from hypervla.contracts import ActionChunk, Observation, Outcome, UserError
 from hypervla.embodiment import GOOGLE_ROBOT
+from hypervla.simulation.homes import HOMES, UNMADE
 
 CAMERA = "overhead_camera"
 NEVER_RUN = "This suite has never been run against the real SimplerEnv, only against a stand-in for its interface."
@@ -64,7 +65,7 @@ CANS = [
 ]
 """Places of the can on the table, the farther ones first."""
 LAYOUTS = [Scene((0.35, 0.21), -0.09, {"episode_id": number}) for number in range(60)]
-"""SIMPLER's own: five sets of three things, in two arrangements, with six pairs of one to be moved and one to go near."""
+"""SIMPLER's own: five sets of three things, each in two arrangements, with six choices of what to move near what."""
 CABINET = [
     Scene((x, y), turn, photograph=f"open_drawer_{name}.png")
     for name, x, y, turn in (
@@ -101,9 +102,9 @@ SETS: Mapping[str, Sequence[str]] = {
 class SimplerGoogleEnvironment:
     """One of SIMPLER's Google-robot tasks; an Environment.
 
-    Seeds from `grid_from` on are the benchmark's scenes, one after another and around: all of them with the robot in its
-    first colour, then in the next. Below it, and for a task without scenes, SIMPLER draws from the seed: a can's place
-    anywhere in the area, but layouts, places at the cabinet and colours among the benchmark's own.
+    Seeds from `grid_from` on are the benchmark's scenes, one after another and around: all of them with the robot in
+    its first colour, then in the next. Below it, and for a task without scenes, SIMPLER draws from the seed: a can's
+    place anywhere in the area, but layouts, places at the cabinet and colours among the benchmark's own.
     """
 
     embodiment = GOOGLE_ROBOT
@@ -196,7 +197,7 @@ class StickyGripper:
 def _make_simulator(task: str) -> Any:
     """SimplerEnv's environment of one task, prepared as for its visual matching."""
     if find_spec("simpler_env") is None:
-        raise UserError("SimplerEnv is not installed here: docs/guide.md says how to come by an environment that has it.")
+        raise UserError(f"SimplerEnv is not installed here: {UNMADE[HOMES['simpler_env']]}.")
     simpler_env: Any = import_module("simpler_env")
     try:
         return simpler_env.make(f"google_robot_{task.removeprefix('google-').replace('-', '_')}")
