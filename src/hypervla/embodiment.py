@@ -188,6 +188,20 @@ WIDOWX = Embodiment(
     action_kind="delta end-effector",
 )
 
+GOOGLE_ROBOT = Embodiment(
+    name="google-robot",
+    cameras=(Camera("overhead_camera", height=512, width=640),),
+    action_names=("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper"),
+    action_low=(-1.0,) * 3 + (-np.pi / 2,) * 3 + (0.0,),
+    action_high=(1.0,) * 3 + (np.pi / 2,) * 3 + (1.0,),
+    proprio_names=(),
+    control_hz=3.0,
+    gripper=Gripper(index=6, open=1.0, closed=0.0),
+    action_kind="delta end-effector",
+)
+"""The Google robot in metres and radians (rotation about x, then y, then z), within RT-1's action space. Its gripper is
+told changes; a policy says whether it should be open, as data/oxe.toml makes fractal20220817_data say."""
+
 LIBERO_PANDA = Embodiment(
     name="libero-panda",
     cameras=(Camera("image", 256, 256, flip="both"), Camera("wrist_image", 256, 256, flip="both")),
@@ -202,7 +216,9 @@ LIBERO_PANDA = Embodiment(
 """LIBERO's Panda: ±1 is 0.05 m and 0.5 rad a step. Its pictures come upside down; the half turn of the published
 evaluations makes them upright and mirrored, and whoever wants their data or policies wants that too."""
 
-EMBODIMENTS: Mapping[str, Embodiment] = {robot.name: robot for robot in (METAWORLD_SAWYER, WIDOWX, LIBERO_PANDA)}
+EMBODIMENTS: Mapping[str, Embodiment] = {
+    robot.name: robot for robot in (METAWORLD_SAWYER, WIDOWX, LIBERO_PANDA, GOOGLE_ROBOT)
+}
 
 
 def find_embodiment(name: str) -> Embodiment:

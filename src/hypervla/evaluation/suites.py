@@ -9,7 +9,7 @@ from functools import partial
 from typing import Literal
 
 from hypervla.contracts import Demonstrator, Environment, Make, UserError
-from hypervla.embodiment import LIBERO_PANDA, METAWORLD_SAWYER, WIDOWX, Embodiment
+from hypervla.embodiment import GOOGLE_ROBOT, LIBERO_PANDA, METAWORLD_SAWYER, WIDOWX, Embodiment
 
 InstructionSet = Literal["canonical", "train", "held_out"]
 """Which sentences ask for the task: the first training sentence, all training sentences, or those kept for testing."""
@@ -43,7 +43,7 @@ class Suite:
     environment: Callable[[str], Environment]
     """Makes the environment of a task; a module's function (or a partial of one), so that workers can be sent it."""
     sentences: Callable[[str, InstructionSet], Sequence[str]]
-    """The instructions of a task, by set."""
+    """The instructions of a task, by set; none where every scene has its own, which its environment knows."""
     success_rule: str
     """One sentence for the report."""
     scene: str = ""
@@ -67,10 +67,11 @@ class Suite:
         """Steps of a trial at most."""
         return self.task_steps.get(task, self.max_steps)
 
-    def instruction(self, task: str, instructions: InstructionSet, trial: int) -> str:
-        """The sentence that asks for the task in this trial: sets of several sentences take turns."""
+    def instruction(self, task: str, instructions: InstructionSet, trial: int) -> str | None:
+        """The sentence that asks for the task in this trial: sets of several sentences take turns. None where the scene
+        decides."""
         sentences = self.sentences(task, instructions)
-        return sentences[trial % len(sentences)]
+        return sentences[trial % len(sentences)] if sentences else None
 
 
 def suite(name: str) -> Suite:
@@ -182,9 +183,43 @@ def _simpler_sentences(task: str, instructions: InstructionSet) -> tuple[str, ..
 
 
 def _only_sentence(sentence: str, instructions: InstructionSet) -> tuple[str, ...]:
+    _check_not_held_out(instructions)
+    return (sentence,)
+
+
+def _check_not_held_out(instructions: InstructionSet) -> None:
     if instructions == "held_out":
         raise UserError("This suite asks for each task in one way: there are no sentences kept out of training.")
-    return (sentence,)
+
+
+def _simpler_google(name: str) -> Suite:
+    from hypervla.simulation import simpler_google
+
+    steps = {task: simpler_google.TASKS[task].steps for task in simpler_google.SETS[name]}
+    return Suite(
+        name=name,
+        tasks=tuple(steps),
+        embodiment=GOOGLE_ROBOT,
+        environment=_simpler_google_environment,
+        sentences=_scene_sentences,
+        success_rule="SIMPLER's own, at any step (its scripts ask at the last one): the thing is lifted, or near the "
+        "other with nothing knocked over; the drawer is 15 cm open, or within 5 cm of closed.",
+        scene=simpler_google.NEVER_RUN,
+        max_steps=max(steps.values()),
+        task_steps=steps,
+        needs="simpler_env",
+    )
+
+
+def _simpler_google_environment(task: str) -> Environment:
+    from hypervla.simulation.simpler_google import SimplerGoogleEnvironment
+
+    return SimplerGoogleEnvironment(task, grid_from=FIRST_EVALUATION_SEED)
+
+
+def _scene_sentences(task: str, instructions: InstructionSet) -> tuple[str, ...]:
+    _check_not_held_out(instructions)
+    return ()
 
 
 def _libero_environment(part: str, task: str) -> Environment:
@@ -256,6 +291,8 @@ SUITES: dict[str, Callable[[], Suite]] = {
     "metaworld-mt10-hidden-goal": partial(_metaworld, "metaworld-mt10-hidden-goal", MT10, False),
     "metaworld-shared-scene": _shared_scene,
     "simpler-widowx": _simpler,
+    "simpler-google": partial(_simpler_google, "simpler-google"),
+    "simpler-google-hypervla": partial(_simpler_google, "simpler-google-hypervla"),
 } | {
     name: partial(_libero, name, part, steps)
     for protocol, parts in LIBERO_STEPS.items()

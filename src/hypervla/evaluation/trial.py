@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,7 +48,8 @@ class Ticket:
     task: str
     trial: int
     environment_seed: int
-    instruction: str
+    instruction: str | None
+    """None: what the scene asks for, once it is there."""
     filmed: bool
 
     def record(self, *, started: float, seconds: Sequence[Sequence[float]] = (), **found: Any) -> TrialRecord:
@@ -58,7 +59,7 @@ class Ticket:
             task=self.task,
             trial=self.trial,
             environment_seed=self.environment_seed,
-            instruction=self.instruction,
+            instruction=self.instruction or "",
             acts=len(seconds),
             wall_seconds=time.perf_counter() - started,
             **row,
@@ -95,11 +96,13 @@ def roll_out(
     steps, success, compile_seconds, error = 0, False, None, None
     try:
         environment.reset(ticket.environment_seed)
+        sentence = environment.instructions[0] if ticket.instruction is None else ticket.instruction
+        ticket = replace(ticket, instruction=sentence)
         execution.reset()
         if film is not None:
             film.look(0)
         observation = environment.observe()
-        policy, compile_seconds = _timed(lambda: compiler.compile(ticket.instruction, observation.images))
+        policy, compile_seconds = _timed(lambda: compiler.compile(sentence, observation.images))
         while not success and steps < max_steps:
             if steps:
                 observation = environment.observe()

@@ -11,8 +11,13 @@ from pathlib import Path
 
 from hypervla.contracts import UserError
 
-HOMES = {"libero": "libero", "mani_skill": "simpler"}
-"""The environment's name by the simulator's package: `make env-NAME` builds it."""
+HOMES = {"libero": "libero", "mani_skill": "simpler", "simpler_env": "simpler-google"}
+"""The environment's name by the simulator's package: `make env-NAME` builds it, but for those UNMADE."""
+UNMADE = {
+    "simpler-google": "install SimplerEnv with ManiSkill2_real2sim (github.com/simpler-env/SimplerEnv) and "
+    "'hypervla[data,report,serve]' with 'numpy<2' for Python 3.11 in .envs/simpler-google"
+}
+"""How to come by an environment that nothing here builds."""
 
 
 def is_home(package: str | None) -> bool:
@@ -21,12 +26,12 @@ def is_home(package: str | None) -> bool:
 
 
 def interpreter(package: str) -> Path:
-    """The Python of a simulator's environment: HYPERVLA_NAME_PYTHON, or .envs/NAME beside the checkout or here.
+    """The Python of a simulator's environment: HYPERVLA_NAME_PYTHON, or .envs/name beside the checkout or here.
 
     Raises UserError where there is none.
     """
     name = HOMES[package]
-    variable = f"HYPERVLA_{name.upper()}_PYTHON"
+    variable = f"HYPERVLA_{name.upper().replace('-', '_')}_PYTHON"
     named = os.environ.get(variable)
     places = [Path(named)] if named else [root / ".envs" / name / "bin" / "python" for root in (_checkout(), Path())]
     for place in places:
@@ -34,9 +39,9 @@ def interpreter(package: str) -> Path:
             return place.absolute()
     if named:
         raise UserError(f"{variable} names '{named}', but there is no such file.")
+    made = UNMADE.get(name, f"make env-{name} builds it")
     raise UserError(
-        f"This suite's simulator needs an environment of its own: make env-{name} builds it, or {variable} names the "
-        "Python of one."
+        f"This suite's simulator needs an environment of its own: {made}, or {variable} names the Python of one."
     )
 
 
