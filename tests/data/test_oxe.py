@@ -28,6 +28,7 @@ PROPRIO = {
     "furniture_bench_dataset_converted_externally_to_rlds": 8, "utaustin_mutex": 8,
     "austin_sirius_dataset_converted_externally_to_rlds": 8,
     "iamlab_cmu_pickup_insert_converted_externally_to_rlds": 8,
+    "libero_spatial": 8, "libero_object": 8, "libero_goal": 8, "liber_o10": 8,
 }  # fmt: skip
 """Numbers of the robot's state where they are not seven."""
 T = 5
@@ -102,7 +103,8 @@ def test_openvlas_mixture_leaves_two_out_and_reads_bridge_its_own_way() -> None:
 
 
 def test_one_camera_is_read_unless_others_are_chosen() -> None:
-    assert all(len(row.cameras) == 1 for row in rows().values())
+    assert all(len(row.cameras) == 1 for row in rows().values() if row.robot is None)
+    assert list(row("libero_goal").cameras) == ["image", "wrist_image"], "all of a known robot's"
     viola = row("viola")
     assert dict(viola.cameras) == {"primary": "agentview_rgb"}
     assert dict(viola.seeing("wrist", "primary").cameras) == {"wrist": "eye_in_hand_rgb", "primary": "agentview_rgb"}
@@ -136,7 +138,7 @@ def test_every_dataset_becomes_seven_numbers_a_step(name: str) -> None:
     assert (done.actions.shape, done.actions.dtype) == ((last - first, 7), np.float32)
     assert done.kept.tolist() == list(range(first, last))
     assert len(done.instructions) == len(done.kept)
-    assert {text != "" for text in done.instructions} == {name in LABELLED or name == "bridge_orig"}
+    assert {text != "" for text in done.instructions} == {name in LABELLED or name.startswith(("bridge_orig", "liber"))}
     size = PROPRIO.get(name, 7)
     assert (None if done.proprio is None else done.proprio.shape) == (None if size is None else (last - first, size))
     assert len(row(name).embodiment(()).proprio_names) == (size or 0)
