@@ -82,7 +82,7 @@ def convert(
         out: Folder of the new dataset.
         to: LeRobot's format version.
         images: Store images in videos, or one by one.
-        drop_no_ops: Leave out the steps of LIBERO's demonstrations at which neither arm nor gripper is told anything new.
+        drop_no_ops: Leave out steps of LIBERO's demonstrations that ask for nothing, as OpenVLA did.
     """
     from hypervla.arguments import told
     from hypervla.data.convert import convert as convert_dataset
@@ -103,7 +103,7 @@ def stats(folder: Positional[Path], /) -> None:
     Example: hypervla data stats data/mine
 
     Args:
-        folder: A LeRobot dataset. (Those of RLDS datasets are made when they are opened.)
+        folder: A LeRobot dataset. (Those of others are made when they are opened.)
     """
     from hypervla.data.opening import write_statistics
 

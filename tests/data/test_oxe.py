@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from hypervla.contracts import UserError
 from hypervla.data.oxe import mixture, read_rows, row, rows
 from hypervla.data.standardise import binarise_gripper
-from hypervla.embodiment import Camera, Embodiment
+from hypervla.embodiment import LIBERO_PANDA, Camera, Embodiment
 
 LABELLED = {
     "fractal20220817_data", "bridge_dataset", "taco_play", "jaco_play", "berkeley_autolab_ur5", "language_table",
@@ -357,6 +358,34 @@ def test_a_row_that_cannot_be_meant_is_refused(tmp_path: Path, old: str, new: st
     assert old in GOOD
     with pytest.raises(UserError, match=said):
         read_rows(written(tmp_path, GOOD.replace(old, new, 1)))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('"libero-panda"', '"nobody"', "no robot 'nobody'; there is metaworld-sawyer"),
+        ('"libero-panda"', "3", "'robot' of mine: the name of a known robot"),
+        ("hz = 20", "hz = 10", "libero-panda has 7 actions, 8 of proprio, 20 Hz.* 8 of proprio, 10 Hz"),
+        ("state[0:8]", "state[0:7]", "the row reads 7 actions, 7 of proprio"),
+        ("action[0:6]", "action[0:5]", "the row reads 6 actions"),
+        ("hz", 'gripper_rule = "clip"\nhz', "the gripper 'clip'"),
+        ("image =", "front =", r"the cameras image, wrist_image, but .* and front\.$"),
+    ],
+)
+def test_a_known_robot_in_a_row_has_to_be_that_robot(tmp_path: Path, old: str, new: str, said: str) -> None:
+    good = """
+[mine]
+hz = 20
+robot = "libero-panda"
+cameras = { image = "front" }
+arm = ["action[0:6]"]
+gripper = "action[6:7]"
+proprio = ["observation/state[0:8]"]
+"""
+    robot = read_rows(written(tmp_path, good))["mine"].embodiment((Camera("image", 40, 50),))
+    assert robot == replace(LIBERO_PANDA, cameras=(Camera("image", 40, 50, flip="both"),))
+    with pytest.raises(UserError, match=said):
+        read_rows(written(tmp_path, good.replace(old, new, 1)))
 
 
 def test_a_file_of_rows_that_is_not_there_is_named(tmp_path: Path) -> None:

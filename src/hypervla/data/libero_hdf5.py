@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, Int64
+from jaxtyping import Float32, Float64, Int64
 
 from hypervla.contracts import Episode, Image, UserError
 from hypervla.data import manifest
 from hypervla.data.handles import Handles
 from hypervla.data.statistics import reader_statistics
+from hypervla.data.tasks import acting_steps
 from hypervla.embodiment import LIBERO_PANDA, Embodiment
 from hypervla.simulation.libero import sentence
 
@@ -30,8 +31,6 @@ NAMED = re.compile(r"(.+)_demo")
 """How a file is called after its task."""
 JOINTS = slice(1, 8)
 """The arm's joints in a flat state of the simulator, behind the time."""
-STILL = 1e-4
-"""A command to the arm shorter than this is none."""
 COMPRESSION = 1100
 """More than any of HDF5's filters achieves."""
 OPEN_FILES = 8
@@ -72,7 +71,7 @@ class LiberoDemos:
     def __init__(self, root: Path, *, cameras: Sequence[str] = (), drop_no_ops: bool = False) -> None:
         """Read all numbers; `cameras` chooses some of the two. Raises UserError for what is not intact.
 
-        With `drop_no_ops` steps that ask for nothing are left out, and demonstrations that have no others.
+        With `drop_no_ops` only the `acting_steps` are kept, and demonstrations that have some.
         """
         self.root, self.name = root, root.resolve().stem
         chosen = [LIBERO_PANDA.camera(name) for name in cameras] or LIBERO_PANDA.cameras
@@ -98,7 +97,7 @@ class LiberoDemos:
         sized = tuple(replace(c, height=by_name[c.name][0], width=by_name[c.name][1]) for c in chosen)
         self.embodiment = replace(LIBERO_PANDA, cameras=sized)
         self.actions: Float32[np.ndarray, "F 7"] = np.concatenate([demo.actions for demo in self._demos])
-        self.proprio: Float32[np.ndarray, "F 8"] = np.concatenate([demo.proprio for demo in self._demos])
+        self.proprio: Float32[np.ndarray, "F 8"] | None = np.concatenate([demo.proprio for demo in self._demos])
         lengths = [len(demo.actions) for demo in self._demos]
         self.starts: Int64[np.ndarray, " starts"] = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         self.validation_episodes: Int64[np.ndarray, " V"] = np.zeros(0, np.int64)
@@ -125,7 +124,7 @@ class LiberoDemos:
         return self._demos[self._episode_of(row)].instruction
 
     def images(self, camera: str, rows: Sequence[int]) -> list[Image]:
-        """What the camera saw at these rows, as LIBERO delivers it: turned by half a turn and mirrored."""
+        """What the camera saw at these rows, as LIBERO delivers it: upside down."""
         self.embodiment.camera(camera)
         rows = [int(row) for row in rows]
         if rows and not 0 <= min(rows) <= max(rows) < len(self.actions):
@@ -138,7 +137,7 @@ class LiberoDemos:
         step = int(demo.steps[row - self.starts[episode]])
         with _reading(f"{demo.where}, step {step} of '{CAMERAS[camera]}'"):
             file = self._open.get(demo.path, lambda: _open(demo.path))
-            return file["data"][demo.name]["obs"][CAMERAS[camera]][step]
+            return file[f"data/{demo.name}/obs/{CAMERAS[camera]}"][step]
 
     def statistics(self) -> dict[str, dict[str, np.ndarray]]:
         """mean, std, min, max, q01, q99 and count of the numbers, over all demonstrations."""
@@ -169,7 +168,9 @@ class LiberoDemos:
         with _open(path) as file, _reading(path):
             data = file["data"]
             if (convention := data.attrs.get("macros_image_convention", "opengl")) != "opengl":
-                raise UserError(f"{path} has images in the convention '{convention}', but LIBERO's 'opengl' is read here.")
+                raise UserError(
+                    f"{path} has images in the convention '{convention}', but LIBERO's 'opengl' is read here."
+                )
             instruction = self._instruction(path, data)
             numbers = {name: DEMO.fullmatch(name) for name in data}
             odd = [name for name, match in numbers.items() if match is None]
@@ -191,13 +192,13 @@ class LiberoDemos:
             raise UserError(f"{path} does not say what is to be done: call it TASK_demo.hdf5, as LIBERO does.")
         instruction = sentence(named[1]) if named else own
         if own and own != instruction:
-            self.paraphrases = {**self.paraphrases, instruction: [own]}
+            self.paraphrases = {**self.paraphrases, instruction: [*self.paraphrases.get(instruction, ()), own]}
         return instruction
 
 
 def files(folder: Path) -> list[Path]:
-    """The HDF5 files of a folder, by name."""
-    return sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file())
+    """The HDF5 files of a folder that are not hidden, by name."""
+    return sorted(path for path in folder.glob("[!.]*") if path.suffix in SUFFIXES and path.is_file())
 
 
 def is_hdf5(path: Path) -> bool:
@@ -222,18 +223,8 @@ def check(root: Path) -> list[str]:
     return lines
 
 
-def no_ops(actions: Float32[np.ndarray, "T 7"]) -> Bool[np.ndarray, " T"]:
-    """Steps that leave the arm where it is and the gripper as at the last step that was none (OpenVLA's rule)."""
-    still = np.linalg.norm(actions[:, :-1], axis=1) < STILL
-    found, gripper = np.zeros(len(actions), bool), None
-    for step, command in enumerate(actions[:, -1].tolist()):
-        found[step] = still[step] and gripper in (None, command)
-        gripper = gripper if found[step] else command
-    return found
-
-
 def _without_no_ops(demo: _Demo) -> _Demo:
-    kept = ~no_ops(demo.actions)
+    kept = acting_steps(demo.actions)
     return replace(demo, actions=demo.actions[kept], proprio=demo.proprio[kept], steps=demo.steps[kept])
 
 

@@ -149,9 +149,9 @@ class _Reader:
         if came != wanted or row.gripper_rule != "as is" or not set(row.views) <= set(cameras):
             raise self._refusal(
                 "robot",
-                f"{robot.name} has {wanted[0]} actions and {wanted[1]} of proprio as they are at {wanted[2]:g} Hz and the "
-                f"cameras {', '.join(cameras)}, but the row reads {came[0]} and {came[1]} at {came[2]:g} Hz, gripper "
-                f"'{row.gripper_rule}', and {', '.join(row.views)}",
+                f"{robot.name} has {wanted[0]} actions, {wanted[1]} of proprio, {wanted[2]:g} Hz, the gripper 'as is' "
+                f"and the cameras {', '.join(cameras)}, but the row reads {came[0]} actions, {came[1]} of proprio, "
+                f"{came[2]:g} Hz, the gripper '{row.gripper_rule}' and {', '.join(row.views)}",
             )
 
     def _column(self, key: str, word: str) -> Column:
