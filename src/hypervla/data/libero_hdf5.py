@@ -26,7 +26,7 @@ from hypervla.simulation.libero import sentence
 SUFFIXES = (".hdf5", ".h5")
 CAMERAS = {"image": "agentview_rgb", "wrist_image": "eye_in_hand_rgb"}
 """Image datasets below `obs`, by the robot's cameras."""
-DEMO = re.compile(r"demo_(\d+)")
+DEMO = re.compile(r"demo_\d+")
 NAMED = re.compile(r"(.+)_demo")
 """How a file is called after its task."""
 JOINTS = slice(1, 8)
@@ -79,7 +79,7 @@ class LiberoDemos:
         if root.is_dir() and manifest.Manifest.read(root) is not None:
             _ = self.digest
         self.paraphrases: Mapping[str, Sequence[str]] = {}
-        found = [demo for path in self._files for demo in self._read(path)]
+        found = [demo for path in self._files for demo in _read(path)]
         kept = [_without_no_ops(demo) for demo in found] if drop_no_ops else found
         self._demos = [demo for demo in kept if len(demo.actions)]
         self.dropped = sum(len(demo.actions) for demo in found) - sum(len(demo.actions) for demo in kept)
@@ -163,38 +163,6 @@ class LiberoDemos:
     def _episode_of(self, row: int) -> int:
         return int(np.searchsorted(self.starts, row, side="right")) - 1
 
-    def _read(self, path: Path) -> list[_Demo]:
-        """All demonstrations of a file, by their numbers."""
-        with _open(path) as file, _reading(path):
-            data = file["data"]
-            if (convention := data.attrs.get("macros_image_convention", "opengl")) != "opengl":
-                raise UserError(
-                    f"{path} has images in the convention '{convention}', but LIBERO's 'opengl' is read here."
-                )
-            instruction = self._instruction(path, data)
-            numbers = {name: DEMO.fullmatch(name) for name in data}
-            odd = [name for name, match in numbers.items() if match is None]
-            wanted = data.attrs.get("num_demos", len(numbers))
-            if odd or not numbers or wanted != len(numbers):
-                what = f"'{odd[0]}' in it" if odd else f"{len(numbers)} of {wanted} demonstrations"
-                raise UserError(f"{path} has {what}, but demo_0, demo_1, … were wanted: download it again.")
-            names = sorted(numbers, key=lambda name: int(name.removeprefix("demo_")))
-            return [_read_demo(path, name, data[name], instruction) for name in names]
-
-    def _instruction(self, path: Path, data: Any) -> str:
-        """The sentence in the file's name, as the published evaluations say it; the file's own is a paraphrase.
-
-        Where the file is not called after its task, its own.
-        """
-        named, said = NAMED.fullmatch(path.stem), data.attrs.get("problem_info")
-        own = "" if said is None else _own_sentence(path, said)
-        if named is None and not own:
-            raise UserError(f"{path} does not say what is to be done: call it TASK_demo.hdf5, as LIBERO does.")
-        instruction = sentence(named[1]) if named else own
-        if own and own != instruction:
-            self.paraphrases = {**self.paraphrases, instruction: [*self.paraphrases.get(instruction, ()), own]}
-        return instruction
-
 
 def files(folder: Path) -> list[Path]:
     """The HDF5 files of a folder that are not hidden, by name."""
@@ -221,6 +189,21 @@ def check(root: Path) -> list[str]:
             reader.images(camera.name, [row])
         lines.append(f"images     {len(reader.actions):,} of {camera.name}: complete")
     return lines
+
+
+def _read(path: Path) -> list[_Demo]:
+    """All demonstrations of a file, by their numbers."""
+    with _open(path) as file, _reading(path):
+        data = file["data"]
+        instruction = _instruction(path, data)
+        names = list(data)
+        odd = [name for name in names if DEMO.fullmatch(name) is None]
+        wanted = data.attrs.get("num_demos", len(names))
+        if odd or not names or wanted != len(names):
+            what = f"'{odd[0]}' in it" if odd else f"{len(names)} of {wanted} demonstrations"
+            raise UserError(f"{path} has {what}, but demo_0, demo_1, … were wanted: download it again.")
+        names.sort(key=lambda name: int(name.removeprefix("demo_")))
+        return [_read_demo(path, name, data[name], instruction) for name in names]
 
 
 def _without_no_ops(demo: _Demo) -> _Demo:
@@ -297,11 +280,17 @@ def _misfit(where: str, name: str, data: Any, wanted: str) -> UserError:
     return UserError(f"{where}: '{name}' should be {wanted}, but {data.shape} {data.dtype} came: download it again.")
 
 
-def _own_sentence(path: Path, said: Any) -> str:
-    """The instruction in the JSON of `problem_info`, which may be text or a list of its parts."""
+def _instruction(path: Path, data: Any) -> str:
+    """The sentence in the file's name, as the published evaluations say it; else the one in the file.
+
+    Text in a damaged file can keep the HDF5 library busy for ever, so that it is not read where the name is enough.
+    """
+    if named := NAMED.fullmatch(path.stem):
+        return sentence(named[1])
+    if "problem_info" not in data.attrs:
+        raise UserError(f"{path} does not say what is to be done: call it TASK_demo.hdf5, as LIBERO does.")
     try:
-        parts = json.loads(said)["language_instruction"]
-        return "".join(parts).strip('" \n')
+        return "".join(json.loads(data.attrs["problem_info"])["language_instruction"]).strip('" \n')
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f"{path}: its problem_info is no JSON with a language_instruction ({type(error).__name__}): "
