@@ -35,7 +35,7 @@ demo: venv renderer
 test: venv renderer oracles env-libero
 	$(BIN)/python -m pytest -m "not traced" --jaxtyping-packages=hypervla,beartype.beartype
 	$(BIN)/python -m pytest -m traced || [ $$? -eq 5 ]
-	$(LIBERO)/bin/python -m pytest tests/simulation/test_libero.py
+	$(LIBERO)/bin/python -m pytest tests/simulation/test_libero.py tests/simulation/test_libero_demos.py
 
 # How fast data is read beside lerobot's own loader, and whether memory grows: about fifteen minutes.
 bench-data: venv renderer oracles

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -28,7 +29,7 @@ def info(
     Example: hypervla data info data/mt10 --sheet frames.png
 
     Args:
-        folder: A LeRobot or RLDS dataset, or a LeRobot dataset's hub id.
+        folder: A LeRobot or RLDS dataset, LIBERO's HDF5 files or one of them, or a LeRobot dataset's hub id.
         sheet: Picture to write: frames of some episodes, as the policy would see them.
     """
     from hypervla.arguments import told
@@ -50,7 +51,7 @@ def check(folder: Positional[Path], /, *, manifest: Flag = False) -> None:
     Example: hypervla data check data/mt10
 
     Args:
-        folder: A LeRobot or RLDS dataset.
+        folder: A LeRobot or RLDS dataset, or LIBERO's HDF5 files.
         manifest: When all is well, also write a manifest, so that any later change of a file is found.
     """
     from hypervla.data.opening import check as check_dataset
@@ -70,8 +71,9 @@ def convert(
     robot: Robot = None,
     rows: Rows = None,
     cameras: Cameras = (),
+    drop_no_ops: Flag = False,
 ) -> None:
-    """Rewrite a dataset (LeRobot of any version, or RLDS) as a LeRobot dataset.
+    """Rewrite a dataset (LeRobot of any version, RLDS, or LIBERO's HDF5 files) as a LeRobot dataset.
 
     Example: hypervla data convert data/bridge_dataset --out data/bridge --to v3.0
 
@@ -80,13 +82,17 @@ def convert(
         out: Folder of the new dataset.
         to: LeRobot's format version.
         images: Store images in videos, or one by one.
+        drop_no_ops: Leave out steps of LIBERO's demonstrations that ask for nothing, as OpenVLA did.
     """
     from hypervla.arguments import told
     from hypervla.data.convert import convert as convert_dataset
+    from hypervla.data.libero_hdf5 import LiberoDemos
     from hypervla.data.opening import open_dataset
 
-    reader = open_dataset(folder, told(robot, rows, cameras))
+    reader = open_dataset(folder, replace(told(robot, rows, cameras), drop_no_ops=drop_no_ops))
     convert_dataset(reader, out, version=to, images=images)
+    if drop_no_ops and isinstance(reader, LiberoDemos):
+        print(f"Left out {reader.dropped:,} steps that ask for nothing.")
     print(f"{out}: {len(reader):,} episodes, {len(reader.actions):,} frames, LeRobot {to}.")
 
 
@@ -97,7 +103,7 @@ def stats(folder: Positional[Path], /) -> None:
     Example: hypervla data stats data/mine
 
     Args:
-        folder: A LeRobot dataset. (Those of RLDS datasets are made when they are opened.)
+        folder: A LeRobot dataset. (Those of others are made when they are opened.)
     """
     from hypervla.data.opening import write_statistics
 

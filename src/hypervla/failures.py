@@ -13,6 +13,7 @@ EXTRAS = {
     "tensorboard": "train",
     "pyarrow": "data",
     "av": "data",
+    "h5py": "hdf5",
     "gymnasium": "metaworld",
     "metaworld": "metaworld",
     "mujoco": "metaworld",

@@ -41,7 +41,7 @@ def train(
     trace: Flag = False,
     no_trace: Flag = False,
 ) -> None:
-    """Train a recipe on a dataset or a mixture of datasets (LeRobot, RLDS).
+    """Train a recipe on a dataset or a mixture of datasets (LeRobot, RLDS, LIBERO's HDF5 files).
 
     Example: hypervla train small --data data/kitchen:1.0 --data data/desk:0.3 --out runs/both
 

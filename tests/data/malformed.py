@@ -38,7 +38,7 @@ from tests.data.rlds_files import frame
 
 from hypervla.contracts import UserError
 from hypervla.data import manifest as manifests
-from hypervla.data.opening import check, is_rlds, open_dataset
+from hypervla.data.opening import check, kind_of, open_dataset
 from hypervla.data.tfrecord import Example, records
 
 Random = np.random.Generator
@@ -422,10 +422,66 @@ def rlds_lost(root: Path, random: Random) -> str:
     return f"{path.name} is gone"
 
 
+# Structural faults of LIBERO's HDF5 files
+
+
+def hdf5_demo(root: Path, random: Random) -> str:
+    """One dataset of one demonstration is gone, or not what it was."""
+    import h5py
+
+    path = any_of(random, files(root))
+    with h5py.File(path, "a") as file:
+        demo = file["data"][any_of(random, list(file["data"]))]
+        name = any_of(random, ["actions", "states", "obs/ee_states", "obs/gripper_states", "obs/joint_states",
+                               "obs/agentview_rgb", "obs/eye_in_hand_rgb"])  # fmt: skip
+        values = demo[name][()]
+        faults = ["gone", "shorter", "longer", "narrower", "text", "complex", "a group", "flat", "unwritten", "a bomb"]
+        fault = any_of(random, [*faults, "not a number"] if values.ndim == 2 else faults)
+        del demo[name]
+        if fault == "a group":
+            demo.create_group(name)
+        elif fault == "unwritten":
+            demo.create_dataset(name, values.shape, values.dtype)
+        elif fault == "a bomb":
+            demo.create_dataset(name, (2**33, *values.shape[1:]), values.dtype, chunks=True, compression="gzip")
+            demo[name][0] = values[0]
+        elif fault != "gone":
+            spoilt = {
+                "shorter": values[:-1],
+                "longer": np.concatenate([values, values[:1]]),
+                "narrower": values[..., : 1 if name == "states" else -1],
+                "text": values.astype("S8"),
+                "complex": values.astype(np.complex64),
+                "flat": values.ravel(),
+                "not a number": np.where(np.arange(values.size).reshape(values.shape) == 0, np.nan, values),
+            }
+            demo.create_dataset(name, data=spoilt[fault])
+    return f"{name} of {path.name} is {fault}"
+
+
+def hdf5_about(root: Path, random: Random) -> str:
+    import h5py
+
+    path = any_of(random, files(root))
+    with h5py.File(path, "a") as file:
+        demo = any_of(random, list(file["data"]))
+        fault = any_of(random, ["gone", "renamed", "of other length", "one of 2^40", "one of many"])
+        if fault == "gone":
+            del file["data"][demo]
+        elif fault == "renamed":
+            file["data"].move(demo, "demo")
+        elif fault == "of other length":
+            file["data"][demo].attrs["num_samples"] = 2**40
+        else:
+            file["data"].attrs["num_demos"] = 2**40 if fault == "one of 2^40" else "many"
+    return f"{demo} of {path.name} is {fault}"
+
+
 STRUCTURAL = {
     "lerobot v3.0": (wrong_info, wrong_feature, wrong_table, lost_file, bomb, episode_rows, other_video),
     "lerobot v2.1": (wrong_info, wrong_feature, wrong_table, lost_file, bomb, episode_lines),
     "rlds": (rlds_records, rlds_info, rlds_features, rlds_lost),
+    "libero": (hdf5_demo, hdf5_about),
 }
 
 
@@ -484,7 +540,7 @@ def try_one(kind: str, source: Path, seed: int, structural: bool, with_manifest:
 
 def run(kind: str, source: Path, count: int, *, seed: int = 0) -> tuple[Counter, list[str]]:
     """`count` damaged datasets in a process of their own: how they ended, and every wrong ending."""
-    assert is_rlds(source) == (kind == "rlds")
+    assert kind_of(source) == {"libero": "hdf5"}.get(kind, kind.split()[0])
     read_whole(source)  # what is intact is accepted, or nothing here means anything
     pool = None
     endings: Counter = Counter()

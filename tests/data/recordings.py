@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tests.data import hdf5_files
 from tests.data.rlds_files import bridge
 from tests.fakes import POINT
 
@@ -40,5 +41,6 @@ def lerobot(root: Path, **options: Any) -> Path:
 READERS: Mapping[str, Callable[[Path], Path]] = {
     "lerobot v3.0": lerobot,
     "lerobot v2.1": lambda root: lerobot(root, version="v2.1", images="image"),
+    "libero": lambda root: hdf5_files.folder(root, LENGTHS),
     "rlds": lambda root: bridge(root, LENGTHS, shards=2),
 }

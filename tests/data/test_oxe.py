@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from hypervla.contracts import UserError
 from hypervla.data.oxe import mixture, read_rows, row, rows
 from hypervla.data.standardise import binarise_gripper
-from hypervla.embodiment import Camera, Embodiment
+from hypervla.embodiment import LIBERO_PANDA, Camera, Embodiment
 
 LABELLED = {
     "fractal20220817_data", "bridge_dataset", "taco_play", "jaco_play", "berkeley_autolab_ur5", "language_table",
@@ -28,6 +29,7 @@ PROPRIO = {
     "furniture_bench_dataset_converted_externally_to_rlds": 8, "utaustin_mutex": 8,
     "austin_sirius_dataset_converted_externally_to_rlds": 8,
     "iamlab_cmu_pickup_insert_converted_externally_to_rlds": 8,
+    "libero_spatial": 8, "libero_object": 8, "libero_goal": 8, "liber_o10": 8,
 }  # fmt: skip
 """Numbers of the robot's state where they are not seven."""
 T = 5
@@ -102,7 +104,8 @@ def test_openvlas_mixture_leaves_two_out_and_reads_bridge_its_own_way() -> None:
 
 
 def test_one_camera_is_read_unless_others_are_chosen() -> None:
-    assert all(len(row.cameras) == 1 for row in rows().values())
+    assert all(len(row.cameras) == 1 for row in rows().values() if row.robot is None)
+    assert list(row("libero_goal").cameras) == ["image", "wrist_image"], "all of a known robot's"
     viola = row("viola")
     assert dict(viola.cameras) == {"primary": "agentview_rgb"}
     assert dict(viola.seeing("wrist", "primary").cameras) == {"wrist": "eye_in_hand_rgb", "primary": "agentview_rgb"}
@@ -136,7 +139,7 @@ def test_every_dataset_becomes_seven_numbers_a_step(name: str) -> None:
     assert (done.actions.shape, done.actions.dtype) == ((last - first, 7), np.float32)
     assert done.kept.tolist() == list(range(first, last))
     assert len(done.instructions) == len(done.kept)
-    assert {text != "" for text in done.instructions} == {name in LABELLED or name == "bridge_orig"}
+    assert {text != "" for text in done.instructions} == {name in LABELLED or name.startswith(("bridge_orig", "liber"))}
     size = PROPRIO.get(name, 7)
     assert (None if done.proprio is None else done.proprio.shape) == (None if size is None else (last - first, size))
     assert len(row(name).embodiment(()).proprio_names) == (size or 0)
@@ -355,6 +358,34 @@ def test_a_row_that_cannot_be_meant_is_refused(tmp_path: Path, old: str, new: st
     assert old in GOOD
     with pytest.raises(UserError, match=said):
         read_rows(written(tmp_path, GOOD.replace(old, new, 1)))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('"libero-panda"', '"nobody"', "no robot 'nobody'; there is metaworld-sawyer"),
+        ('"libero-panda"', "3", "'robot' of mine: the name of a known robot"),
+        ("hz = 20", "hz = 10", "libero-panda has 7 actions, 8 of proprio, 20 Hz.* 8 of proprio, 10 Hz"),
+        ("state[0:8]", "state[0:7]", "the row reads 7 actions, 7 of proprio"),
+        ("action[0:6]", "action[0:5]", "the row reads 6 actions"),
+        ("hz", 'gripper_rule = "clip"\nhz', "the gripper 'clip'"),
+        ("image =", "front =", r"the cameras image, wrist_image, but .* and front\.$"),
+    ],
+)
+def test_a_known_robot_in_a_row_has_to_be_that_robot(tmp_path: Path, old: str, new: str, said: str) -> None:
+    good = """
+[mine]
+hz = 20
+robot = "libero-panda"
+cameras = { image = "front" }
+arm = ["action[0:6]"]
+gripper = "action[6:7]"
+proprio = ["observation/state[0:8]"]
+"""
+    robot = read_rows(written(tmp_path, good))["mine"].embodiment((Camera("image", 40, 50),))
+    assert robot == replace(LIBERO_PANDA, cameras=(Camera("image", 40, 50, flip="both"),))
+    with pytest.raises(UserError, match=said):
+        read_rows(written(tmp_path, good.replace(old, new, 1)))
 
 
 def test_a_file_of_rows_that_is_not_there_is_named(tmp_path: Path) -> None:

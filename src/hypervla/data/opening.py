@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from hypervla.contracts import EpisodeReader, UserError
 from hypervla.data.mixture import Mixture
@@ -24,18 +25,26 @@ class Told:
     """Other ways to say instructions, for all datasets (scripts/convert_paraphrases.py)."""
     cameras: tuple[str, ...] = ()
     """The cameras to use, in this order; empty for all of a LeRobot dataset, the primary one of an RLDS dataset."""
+    drop_no_ops: bool = False
+    """Leave out steps of LIBERO's demonstrations that ask for nothing."""
 
 
 NOTHING = Told()
 
 
 def open_dataset(name: str | Path, told: Told = NOTHING) -> EpisodeReader:
-    """The dataset in a folder (LeRobot or RLDS, told apart by their metadata), or of a Hugging Face hub id.
+    """The dataset in a folder (LeRobot, RLDS or LIBERO's HDF5 files, told apart by what lies there), in one such file,
+    or of a Hugging Face hub id.
 
     Raises UserError for anything else, or for data that is not intact.
     """
-    path = Path(name)
-    reader = _open_rlds(path, told) if is_rlds(path) else _open_lerobot(name, told)
+    path, kind = Path(name), kind_of(Path(name))
+    if told.drop_no_ops and kind != "hdf5":
+        raise UserError(f"{name} is no HDF5 file of LIBERO: --drop-no-ops is for those.")
+    if kind == "lerobot":
+        reader = _open_lerobot(name, told)
+    else:
+        reader = _open_rlds(path, told) if kind == "rlds" else _open_hdf5(path, told)
     if told.paraphrases is not None:
         reader.paraphrases = {**reader.paraphrases, **read_paraphrases(told.paraphrases)}
     return reader
@@ -53,6 +62,17 @@ def _open_lerobot(name: str | Path, told: Told) -> EpisodeReader:
     if told.cameras:
         robot = replace(robot, cameras=tuple(robot.camera(camera) for camera in told.cameras))
     return reader if robot == reader.embodiment else LeRobotDataset(root, features=features, embodiment=robot)
+
+
+def kind_of(path: Path) -> Literal["lerobot", "rlds", "hdf5"]:
+    """What lies there; whatever is neither RLDS nor HDF5 is taken for LeRobot data, or a hub id of some."""
+    from hypervla.data.libero_hdf5 import is_hdf5
+
+    if (path / "meta/info.json").is_file():
+        return "lerobot"
+    if is_rlds(path):
+        return "rlds"
+    return "hdf5" if is_hdf5(path) else "lerobot"
 
 
 def is_rlds(path: Path) -> bool:
@@ -83,6 +103,14 @@ def _open_rlds(path: Path, told: Told) -> EpisodeReader:
     return RldsDataset(path, row.seeing(*told.cameras) if told.cameras else row)
 
 
+def _open_hdf5(path: Path, told: Told) -> EpisodeReader:
+    from hypervla.data.libero_hdf5 import LiberoDemos
+
+    if told.robot is not None or told.rows is not None:
+        raise UserError(f"{path} is LIBERO's HDF5 data, whose robot is known: leave --robot and --rows out.")
+    return LiberoDemos(path, cameras=told.cameras, drop_no_ops=told.drop_no_ops)
+
+
 def split_weight(word: str) -> tuple[str, float]:
     """`PATH` or `PATH:WEIGHT`. Raises UserError for a weight that is no number above 0."""
     path, colon, weight = word.rpartition(":")
@@ -106,11 +134,17 @@ def open_mixture(words: Sequence[str | Path], *, named: str | None = None, told:
         raise UserError("Say which data to train on: --data FOLDER, once or several times.")
     if named is None:
         pairs = [split_weight(str(word)) for word in words]
-        kinds = [is_rlds(Path(path)) for path, _ in pairs]
-        if len(set(kinds)) == 2:  # each option speaks of the datasets of its kind
-            by_kind = {True: replace(told, robot=None), False: replace(told, rows=None)}
-        else:
-            by_kind = dict.fromkeys(kinds, told)
+        kinds = [kind_of(Path(path)) for path, _ in pairs]
+        by_kind = dict.fromkeys(kinds, told)
+        if len(by_kind) > 1:  # each option speaks of the datasets of its kind
+            by_kind = {
+                kind: replace(
+                    told,
+                    robot=told.robot if kind == "lerobot" else None,
+                    rows=told.rows if kind == "rlds" else None,
+                )
+                for kind in by_kind
+            }
         readers = [open_dataset(path, by_kind[kind]) for (path, _), kind in zip(pairs, kinds, strict=True)]
         return Mixture(readers, [weight for _, weight in pairs])
     from hypervla.data.oxe import mixture
@@ -134,8 +168,13 @@ def check(path: Path, *, manifest: bool = False) -> list[str]:
     """
     from hypervla.data import manifest as manifests
 
-    if is_rlds(path):
+    if manifest and path.is_file():
+        raise UserError(f"{path} is one file, but a manifest is of a folder: name the folder it lies in.")
+    kind = kind_of(path)
+    if kind == "rlds":
         from hypervla.data.rlds_check import check as check_files
+    elif kind == "hdf5":
+        from hypervla.data.libero_hdf5 import check as check_files
     else:
         from hypervla.data.lerobot_check import check as check_files
     lines = check_files(path)
@@ -146,9 +185,9 @@ def check(path: Path, *, manifest: bool = False) -> list[str]:
 
 def write_statistics(path: Path) -> Path:
     """Make a LeRobot dataset's statistics and write them into its metadata. Raises UserError for other folders."""
-    if is_rlds(path):
+    if kind_of(path) != "lerobot":
         raise UserError(
-            f"{path} is an RLDS dataset: its statistics are made when it is opened, there is nothing to do."
+            f"{path} is no LeRobot dataset: its statistics are made when it is opened, there is nothing to do."
         )
     from hypervla.data.lerobot_statistics import write_statistics as write
 

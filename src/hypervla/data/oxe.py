@@ -14,7 +14,7 @@ from typing import Any, get_args
 from hypervla.contracts import UserError
 from hypervla.data.oxe_row import CONSTANTS, Column, OxeRow, Standardised
 from hypervla.data.standardise import GRIPPER_RULES
-from hypervla.embodiment import ActionKind
+from hypervla.embodiment import ActionKind, Embodiment, find_embodiment
 
 __all__ = ["OxeRow", "Standardised", "mixture", "read_rows", "row", "rows"]
 
@@ -86,6 +86,7 @@ class _Reader:
             "gripper_rule": (lambda x: _word(x) and x in GRIPPER_RULES, " or ".join(GRIPPER_RULES)),
             "proprio": (_all_words, "a list of columns"),
             "language": (_word, "a feature"),
+            "robot": (_word, "the name of a known robot"),
             "skip_first": (lambda x: isinstance(x, int) and not isinstance(x, bool) and x >= 0, "a number of steps"),
             "action_kind": (lambda x: _word(x) and x in get_args(ActionKind), " or ".join(get_args(ActionKind))),
             "weights": (
@@ -106,7 +107,10 @@ class _Reader:
                 raise self._refusal(key, "it is missing")
         if ("arm" in values) == ("relabel" in values):
             raise self._refusal("arm", "either 'arm' or 'relabel' is wanted, and not both")
-        return self._build(values)
+        row = self._build(values)
+        if row.robot is not None:
+            self._check_robot(row, find_embodiment(row.robot))
+        return row
 
     def _build(self, values: Mapping[str, Any]) -> OxeRow:
         views: dict[str, str] = values["cameras"]
@@ -122,7 +126,7 @@ class _Reader:
             name=self.name,
             control_hz=float(values["hz"]),
             views=views,
-            cameras={first: views[first]},
+            cameras=views if "robot" in values else {first: views[first]},
             arm=arm,
             relabel=self._column("relabel", values["relabel"]) if "relabel" in values else None,
             gripper=gripper,
@@ -130,10 +134,25 @@ class _Reader:
             proprio=tuple(self._column("proprio", word) for word in values.get("proprio", ())),
             language=language["key"] if language else None,
             spelled=language is not None and language["spelled"] is not None,
+            robot=values.get("robot"),
             skip_first=values.get("skip_first", 0),
             action_kind=values.get("action_kind", "delta end-effector"),
             weights={mixture: float(weight) for mixture, weight in values.get("weights", {}).items()},
         )
+
+    def _check_robot(self, row: OxeRow, robot: Embodiment) -> None:
+        """Compare what is read with what the robot has. Raises UserError where they differ."""
+        columns = (*([row.relabel] if row.relabel else row.arm), *([row.gripper] if row.gripper else ()))
+        came = (sum(column.size for column in columns), sum(column.size for column in row.proprio), row.control_hz)
+        wanted = (robot.action_size, robot.proprio_size, robot.control_hz)
+        cameras = [camera.name for camera in robot.cameras]
+        if came != wanted or row.gripper_rule != "as is" or not set(row.views) <= set(cameras):
+            raise self._refusal(
+                "robot",
+                f"{robot.name} has {wanted[0]} actions, {wanted[1]} of proprio, {wanted[2]:g} Hz, the gripper 'as is' "
+                f"and the cameras {', '.join(cameras)}, but the row reads {came[0]} actions, {came[1]} of proprio, "
+                f"{came[2]:g} Hz, the gripper '{row.gripper_rule}' and {', '.join(row.views)}",
+            )
 
     def _column(self, key: str, word: str) -> Column:
         found = COLUMN.fullmatch(word)

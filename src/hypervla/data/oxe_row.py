@@ -18,7 +18,7 @@ from hypervla.data.standardise import (
     relabel_arm_actions,
     sentence,
 )
-from hypervla.embodiment import ActionKind, Camera, Embodiment, Gripper
+from hypervla.embodiment import ActionKind, Camera, Embodiment, Gripper, find_embodiment
 
 ARM_NAMES = ("dx", "dy", "dz", "droll", "dpitch", "dyaw")
 CONSTANTS: Mapping[str, float] = {"zeros": 0.0, "ones": 1.0}
@@ -75,7 +75,7 @@ class OxeRow:
     views: Mapping[str, str]
     """Camera → image feature below `observation`, all that there are."""
     cameras: Mapping[str, str]
-    """Those of the views that are read: one, unless `seeing` chooses others."""
+    """Those of the views that are read: one, or all of a known robot's, unless `seeing` chooses others."""
     arm: tuple[Column, ...] = ()
     relabel: Column | None = None
     """States whose differences are the arm's actions, in place of `arm`."""
@@ -86,6 +86,8 @@ class OxeRow:
     """The feature that holds the instruction; None where it tells no tasks apart."""
     spelled: bool = False
     """The instruction is stored as Unicode numbers, ended by 0."""
+    robot: str | None = None
+    """The known robot whose numbers these are, as they are, and as whose views its images are stored."""
     skip_first: int = 0
     """Steps dropped at the start of each episode."""
     action_kind: ActionKind = "delta end-effector"
@@ -128,7 +130,14 @@ class OxeRow:
         )
 
     def embodiment(self, cameras: Sequence[Camera], actions: Float32[np.ndarray, "F A"] | None = None) -> Embodiment:
-        """The robot, with cameras of the sizes found in the data and the limits that the actions there reached."""
+        """The robot, with cameras of the sizes found in the data and the limits that the actions there reached.
+
+        Of a known robot only the cameras' sizes are those of the data.
+        """
+        if self.robot is not None:
+            known = find_embodiment(self.robot)
+            sized = (replace(known.camera(c.name), height=c.height, width=c.width) for c in cameras)
+            return replace(known, cameras=tuple(sized))
         size = self.relabel.size if self.relabel else sum(column.size for column in self.arm)
         arm = ARM_NAMES if size == len(ARM_NAMES) else tuple(f"a{number}" for number in range(size))
         names = arm if self.gripper is None else (*arm, "gripper")

@@ -17,11 +17,9 @@ from hypervla.data.encoded_image import decode_image, image_size
 from hypervla.data.oxe import OxeRow
 from hypervla.data.rlds_folder import RldsFolder
 from hypervla.data.rlds_index import camera_feature, open_index
-from hypervla.data.statistics import column_statistics
+from hypervla.data.statistics import reader_statistics
 from hypervla.data.tfrecord import crc32c
 from hypervla.embodiment import Camera, Embodiment
-
-STATISTICS = ("mean", "std", "min", "max", "q01", "q99", "count")
 
 
 class RldsDataset:
@@ -78,15 +76,16 @@ class RldsDataset:
         return self._index.instructions[self._index.instruction_of[row]]
 
     def images(self, camera: str, rows: Sequence[int]) -> list[Image]:
-        """What the camera saw at these rows; reads no more of the shards than these images."""
+        """What the camera saw at these rows, as it delivered it; reads no more of the shards than these images."""
         if camera not in self._sizes:
             raise UserError(f"{self.name} has no camera '{camera}'; it has {', '.join(self._sizes) or 'none'}.")
         rows, size = [int(row) for row in rows], self._sizes[camera]
         if rows and not 0 <= min(rows) <= max(rows) < len(self.actions):
             raise UserError(f"{self.root} has rows 0 to {len(self.actions) - 1}, but {min(rows)} to {max(rows)} came.")
         encoded = self._encoded(camera, rows)
+        view = self.embodiment.camera(camera).view  # images are stored as they are viewed, and flips undo themselves
         return [
-            decode_image(data, size, self._where(camera, row), fast=True)
+            view(decode_image(data, size, self._where(camera, row), fast=True))
             for row, data in zip(rows, encoded, strict=True)
         ]
 
@@ -109,9 +108,7 @@ class RldsDataset:
 
     @cached_property
     def _statistics(self) -> dict[str, dict[str, np.ndarray]]:
-        numbers = {"action": self.actions, "observation.state": self.proprio}
-        found = {name: column_statistics(values) for name, values in numbers.items() if values is not None}
-        return {name: {key: np.asarray(all_[key], np.float32) for key in STATISTICS} for name, all_ in found.items()}
+        return reader_statistics(self.actions, self.proprio)
 
     def _size(self, camera: str) -> tuple[int, int]:
         """Height and width of a camera: those of features.json, or of the first image where it leaves them open."""

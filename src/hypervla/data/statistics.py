@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64, Int64, Shaped, UInt8
+from jaxtyping import Float32, Float64, Int64, Shaped, UInt8
 
 QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 
 Statistics = dict[str, Any]
+
+READ = ("mean", "std", "min", "max", "q01", "q99", "count")
+"""Those that an EpisodeReader gives."""
 
 
 def column_statistics(values: Shaped[np.ndarray, "F D"]) -> Statistics:
@@ -26,6 +29,15 @@ def column_statistics(values: Shaped[np.ndarray, "F D"]) -> Statistics:
         "count": [len(values)],
         **{name: row.tolist() for name, row in zip(QUANTILES, quantiles, strict=True)},
     }
+
+
+def reader_statistics(
+    actions: Float32[np.ndarray, "F A"], proprio: Float32[np.ndarray, "F P"] | None
+) -> dict[str, dict[str, np.ndarray]]:
+    """What an EpisodeReader says of its numbers, by LeRobot's names."""
+    numbers = {"action": actions, "observation.state": proprio}
+    found = {name: column_statistics(values) for name, values in numbers.items() if values is not None}
+    return {name: {key: np.asarray(all_[key], np.float32) for key in READ} for name, all_ in found.items()}
 
 
 def sampled_frames(length: int) -> Int64[np.ndarray, " n"]:
