@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, UseAppendAction, arg
+from tyro.constructors import PrimitiveConstructorSpec
 
 from hypervla.options import Device, Flag, Out
 
@@ -17,6 +18,17 @@ if TYPE_CHECKING:
     from hypervla.evaluation.results import Results
 
 Execution = Annotated[str, arg(help="open-loop, receding-horizon:steps=N or temporal-ensemble:recency=R,every=N.")]
+Ray = Annotated[
+    str | None,
+    PrimitiveConstructorSpec[str](
+        nargs=(0, 1),
+        metavar="[ADDRESS]",
+        instance_from_str=lambda words: words[0] if words else "",
+        is_instance=lambda value: isinstance(value, str),
+        str_from_instance=lambda address: [str(address)],
+    ),
+]
+"""An address, or an empty one when the flag comes alone."""
 Tasks = UseAppendAction[Annotated[tuple[str, ...], arg(name="task")]]
 
 
@@ -112,6 +124,7 @@ def evaluate(
     device: Device = "cpu",
     engine: str | None = None,
     server: str | None = None,
+    ray: Ray = None,
 ) -> None:
     """Roll a checkpoint out on a suite; print success per task and write results.json and report.html.
 
@@ -123,13 +136,15 @@ def evaluate(
         tasks: Only this task of the suite.
         trials: Attempts at each task.
         seed: First scene of each task.
-        workers: Processes that simulate; one for each core when not given.
+        workers: Processes that simulate; one for each core (with --ray of the cluster) when not given.
         out: Folder for the report.
         held_out_instructions: Ask with the paraphrases kept out of training.
         against: Folder of an earlier evaluation on the same scenes: also print what changed, scene by scene.
         engine: What the policies act on in place of eager PyTorch: the file of an exported engine, or cuda:fp16 (bf16,
             fp8, fp32) for the fast path of a GPU.
         server: Evaluate what answers at this address over openpi's protocol (ws://HOST:PORT), in place of a checkpoint.
+        ray: Try on the machines of this Ray cluster (HOST:PORT), which have the same hypervla; without an address on
+            the one that Ray finds, or on this machine alone.
     """
     from hypervla.contracts import UserError
     from hypervla.evaluation.suites import suite as find_suite
@@ -139,6 +154,10 @@ def evaluate(
         raise UserError("Say what to evaluate: either a checkpoint, or --server ws://HOST:PORT.")
     found = find_suite(suite).only(tasks) if tasks else find_suite(suite)
     if found.needs is not None and not is_home(found.needs):
+        if ray is not None:
+            raise UserError(
+                f"Suite '{found.name}' goes on in an environment of its own, where --ray does not follow: leave it out."
+            )
         given = {"suite": suite, "trials": trials, "seed": seed, "execution": execution, "out": out}
         words = _words({**given, "workers": workers, "against": against})
         words += [*flags("--task", tasks), *(["--held-out-instructions"] if held_out_instructions else [])]
@@ -165,9 +184,10 @@ def evaluate(
             execution=execution_mode(execution, found.embodiment),
             out=out,
             workers=workers,
-            device=check_device(device) if engine or checkpoint not in (None, EXPERT) else device,
+            device=check_device(device) if ray is None and (engine or checkpoint not in (None, EXPERT)) else device,
             instructions="held_out" if held_out_instructions else "canonical",
             engine=engine,
+            ray=ray,
             on_trial=on_trial,
         )
     _show(results, before, against, out, console)

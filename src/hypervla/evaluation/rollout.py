@@ -9,14 +9,17 @@ from functools import partial
 from pathlib import Path
 
 from hypervla.contracts import UserError
+from hypervla.evaluation.crew import Crew
 from hypervla.evaluation.film import PLAYBACK_HZ, Film, caption, write_video
+from hypervla.evaluation.processes import ProcessCrew
+from hypervla.evaluation.ray_crew import RayCrew
 from hypervla.evaluation.results import Conditions, Journal, Results, Trial
 from hypervla.evaluation.suites import InstructionSet, Suite, environment_seed
 from hypervla.evaluation.trial import Load, Ticket, check_embodiment, load_compiler, roll_out, tickets
-from hypervla.evaluation.workers import Crew, Job
+from hypervla.evaluation.workers import Job
 from hypervla.runtime.execution import Execution
-from hypervla.runtime.opening import describe
-from hypervla.runtime.provenance import code_commit, command, cores, machine
+from hypervla.runtime.opening import FAST, describe
+from hypervla.runtime.provenance import code_commit, command, machine
 
 
 def evaluate(
@@ -31,6 +34,7 @@ def evaluate(
     device: str = "cpu",
     instructions: InstructionSet = "canonical",
     engine: str | None = None,
+    ray: str | None = None,
     on_trial: Callable[[Trial, int, int], None] = lambda trial, done, total: None,
     load: Load | None = None,
 ) -> Results:
@@ -39,8 +43,9 @@ def evaluate(
 
     Every finished trial is kept in OUT/results.jsonl, so that the same call goes on where an interrupted one stopped
     and a different one is refused. `on_trial(trial, done, total)` hears of each. Films of the first trial of each task
-    lie in OUT/films. With `engine` the policies act on that: the file of an exported one, or cuda:PRECISION. Raises
-    UserError for what the user can put right, KeyboardInterrupt with one line on Ctrl-C.
+    lie in OUT/films. With `engine` the policies act on that: the file of an exported one, or cuda:PRECISION. With
+    `ray` the workers are actors on the cluster of that address (RayCrew). Raises UserError for what the user can put
+    right, KeyboardInterrupt with one line on Ctrl-C.
     """
     if trials < 1:
         raise UserError(f"An evaluation wants at least 1 trial a task, but {trials} came.")
@@ -48,10 +53,16 @@ def evaluate(
         raise UserError(f"An evaluation wants at least 1 worker, but {workers} came.")
     started = time.perf_counter()
     asked = tickets(suite, trials=trials, seed=seed, instructions=instructions)
-    workers = min(workers or cores(), len(asked))
     load = load or partial(load_compiler, robot=suite.embodiment, engine=engine)
-    job = Job(checkpoint, suite, execution, device, load, films=out / "films", threads=max(1, cores() // workers))
-    with Crew(job, workers) as crew:
+    job = Job(checkpoint, suite, execution, device, load)
+    crew: Crew
+    if ray is None:
+        crew = ProcessCrew(job, workers, len(asked), out / "films")
+    elif engine is None or engine.startswith(FAST):
+        crew = RayCrew(job, workers, len(asked), out / "films", ray)
+    else:
+        raise UserError(f"'{engine}' is a file of this machine, which a Ray cluster does not have: leave out --ray.")
+    with crew:
         model = crew.ready()
         conditions = Conditions(
             suite=suite.name,
@@ -80,7 +91,7 @@ def evaluate(
                 raise KeyboardInterrupt(message) from None
     provenance = {
         "checkpoint": {"name": getattr(checkpoint, "name", checkpoint), "digest": model.digest, **model.provenance},
-        "machine": machine() | {"device": model.device, "workers": workers, "threads_per_worker": job.threads},
+        "machine": machine() | {"device": model.device, "workers": crew.size, **crew.about()},
         "command": command(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "wall_seconds": round(time.perf_counter() - started, 1),
