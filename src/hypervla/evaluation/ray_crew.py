@@ -59,24 +59,27 @@ class Actor:
 class RayWorker(Worker):
     """The driver's end of one actor."""
 
-    def __init__(self, job: Any, files: Any, gpus: float) -> None:
-        """`job` and `files` lie in Ray's object store."""
+    def __init__(self, told: Sequence[Any], gpus: float) -> None:
+        """`told` is what Actor.open takes, large things by their place in Ray's object store."""
         import ray
 
         super().__init__()
         self.actor: Any = ray.remote(Actor).options(num_cpus=1, num_gpus=gpus, scheduling_strategy="SPREAD").remote()
-        self.coming = self.actor.open.remote(code_commit(), job, files)
+        self.coming = self.actor.open.remote(*told)
 
     def send(self, ticket: Ticket) -> None:
         self.coming = self.actor.make.remote(ticket)
 
     def receive(self) -> Model | Made | Refusal:
         import ray
-        from ray.exceptions import RayError
+        from ray.exceptions import RayActorError, RayError
 
         try:
             return ray.get(self.coming)
         except RayError as error:
+            if isinstance(error, RayActorError) and error.actor_init_failed:  # all that fails there is its import
+                why = str(error).splitlines()[-1]
+                return Refusal(f"A machine of the Ray cluster lacks this hypervla ({why}): install there what is here.")
             words, _, _ = " ".join(str(error).split()).partition(" Some common causes include")
             raise Died(f"the worker died: {words}") from error
 
@@ -110,7 +113,7 @@ class RayCrew(Crew[RayWorker]):
         try:
             self.nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             self.gpus = self._share()
-            self.pickled, self.files = ray.put(pickle.dumps(self.job)), ray.put(_pack(self.job.checkpoint))
+            self.told = code_commit(), ray.put(pickle.dumps(self.job)), ray.put(_pack(self.job.checkpoint))
             super().__enter__()
         except BaseException:
             ray.shutdown()
@@ -131,7 +134,7 @@ class RayCrew(Crew[RayWorker]):
         return {"threads_per_worker": 1, "ray_nodes": len(self.nodes)}
 
     def hire(self) -> RayWorker:
-        return RayWorker(self.pickled, self.files, self.gpus)
+        return RayWorker(self.told, self.gpus)
 
     def heard(self, workers: Sequence[RayWorker]) -> Sequence[RayWorker]:
         import ray

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 from hypervla.contracts import UserError
-from hypervla.evaluation.crew import Crew
 from hypervla.evaluation.film import PLAYBACK_HZ, Film, caption, write_video
 from hypervla.evaluation.processes import ProcessCrew
 from hypervla.evaluation.ray_crew import RayCrew
@@ -53,16 +52,12 @@ def evaluate(
         raise UserError(f"An evaluation wants at least 1 worker, but {workers} came.")
     started = time.perf_counter()
     asked = tickets(suite, trials=trials, seed=seed, instructions=instructions)
+    if ray is not None and engine is not None and not engine.startswith(FAST):
+        raise UserError(f"'{engine}' is a file of this machine, which a Ray cluster does not have: leave out --ray.")
     load = load or partial(load_compiler, robot=suite.embodiment, engine=engine)
     job = Job(checkpoint, suite, execution, device, load)
-    crew: Crew
-    if ray is None:
-        crew = ProcessCrew(job, workers, len(asked), out / "films")
-    elif engine is None or engine.startswith(FAST):
-        crew = RayCrew(job, workers, len(asked), out / "films", ray)
-    else:
-        raise UserError(f"'{engine}' is a file of this machine, which a Ray cluster does not have: leave out --ray.")
-    with crew:
+    crew_of = ProcessCrew if ray is None else partial(RayCrew, address=ray)
+    with crew_of(job, workers, len(asked), out / "films") as crew:
         model = crew.ready()
         conditions = Conditions(
             suite=suite.name,
