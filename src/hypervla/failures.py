@@ -28,6 +28,7 @@ EXTRAS = {
     "onnx": "export",
     "onnxscript": "export",
     "nncf": "export",
+    "ray": "ray",
 }
 """The extra that installs each optional package, by import name."""
 

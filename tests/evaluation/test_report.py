@@ -13,7 +13,7 @@ from rich.console import Console
 from tests.evaluation.test_results import CONDITIONS, all_records
 from tests.fakes import PointWorld
 
-from hypervla.evaluation.film import Film, caption, load_filmstrips, save_filmstrip
+from hypervla.evaluation.film import Film, caption, filmstrip, load_filmstrips, save_filmstrip
 from hypervla.evaluation.report import milliseconds, percent, table, write
 from hypervla.evaluation.results import Results, TrialRecord
 
@@ -65,7 +65,7 @@ def results() -> Results:
 
 @pytest.fixture
 def text(results: Results, tmp_path: Path) -> str:
-    save_filmstrip(film(37), tmp_path / "films" / "find")
+    save_filmstrip(filmstrip(film(37)), tmp_path / "films" / "find")
     return write(results, load_filmstrips(tmp_path / "films"), tmp_path).read_text()
 
 
@@ -120,13 +120,13 @@ def test_a_caption_goes_below_the_picture() -> None:
 
 
 def test_a_short_film_shows_each_frame_once(tmp_path: Path) -> None:
-    save_filmstrip(film(5), tmp_path / "find")
+    save_filmstrip(filmstrip(film(5)), tmp_path / "find")
     assert [step for step, _ in load_filmstrips(tmp_path)["find"].frames] == [0, 4, 5]
 
 
 def test_a_colon_in_a_folders_name_is_no_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    save_filmstrip(film(5), Path("horizon:steps=2") / "find")
+    save_filmstrip(filmstrip(film(5)), Path("horizon:steps=2") / "find")
     assert load_filmstrips(Path("horizon:steps=2"))["find"].frames
 
 

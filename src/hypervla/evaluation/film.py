@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from hypervla.contracts import Environment, Image, UserError
 
 STRIP_FRAMES = 8
 PLAYBACK_HZ = 27.0
+VIDEO = "video.mp4"
 
 
 @runtime_checkable
@@ -71,20 +73,32 @@ class Filmstrip:
     """MP4, or None where PyAV is not installed."""
 
 
-def save_filmstrip(film: Film, folder: Path) -> None:
-    """Write the film as evenly spaced JPEGs and a small video, whole or not at all."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    count = min(STRIP_FRAMES, len(film.frames))
-    for place in np.linspace(0, len(film.frames) - 1, count).round().astype(int):
-        (partial / f"step-{film.steps[place]:04d}.jpg").write_bytes(jpeg(film.frames[place]))
+def filmstrip(film: Film) -> Filmstrip:
+    """Evenly spaced pictures of the film, and all of it as a small video. Raises UserError when the disk is full."""
+    places = np.linspace(0, len(film.frames) - 1, min(STRIP_FRAMES, len(film.frames))).round().astype(int)
+    frames = tuple((film.steps[place], jpeg(film.frames[place])) for place in places)
     try:
         import av  # noqa: F401
     except ModuleNotFoundError:
-        pass  # the report shows the filmstrip alone
-    else:
-        write_video(partial / "video.mp4", film.frames, film.hz)
+        return Filmstrip(frames, None)  # the report shows the filmstrip alone
+    try:
+        with tempfile.TemporaryDirectory(prefix="hypervla-film-") as folder:
+            video = Path(folder) / VIDEO
+            write_video(video, film.frames, film.hz)
+            return Filmstrip(frames, video.read_bytes())
+    except OSError as error:
+        raise UserError(f"A film could not be encoded in {tempfile.gettempdir()}: {error}.") from error
+
+
+def save_filmstrip(strip: Filmstrip, folder: Path) -> None:
+    """Write the pictures and the video, whole or not at all."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for step, picture in strip.frames:
+        (partial / f"step-{step:04d}.jpg").write_bytes(picture)
+    if strip.video is not None:
+        (partial / VIDEO).write_bytes(strip.video)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
 
@@ -96,7 +110,7 @@ def load_filmstrips(folder: Path) -> dict[str, Filmstrip]:
         frames = tuple(
             (int(path.stem.removeprefix("step-")), path.read_bytes()) for path in sorted(task.glob("step-*.jpg"))
         )
-        video = task / "video.mp4"
+        video = task / VIDEO
         strips[task.name] = Filmstrip(frames, video.read_bytes() if video.exists() else None)
     return strips
 

@@ -10,13 +10,15 @@ from pathlib import Path
 
 from hypervla.contracts import UserError
 from hypervla.evaluation.film import PLAYBACK_HZ, Film, caption, write_video
+from hypervla.evaluation.processes import ProcessCrew
+from hypervla.evaluation.ray_crew import RayCrew
 from hypervla.evaluation.results import Conditions, Journal, Results, Trial
 from hypervla.evaluation.suites import InstructionSet, Suite, environment_seed
 from hypervla.evaluation.trial import Load, Ticket, check_embodiment, load_compiler, roll_out, tickets
-from hypervla.evaluation.workers import Crew, Job
+from hypervla.evaluation.workers import Job
 from hypervla.runtime.execution import Execution
-from hypervla.runtime.opening import describe
-from hypervla.runtime.provenance import code_commit, command, cores, machine
+from hypervla.runtime.opening import FAST, describe
+from hypervla.runtime.provenance import code_commit, command, machine
 
 
 def evaluate(
@@ -31,6 +33,7 @@ def evaluate(
     device: str = "cpu",
     instructions: InstructionSet = "canonical",
     engine: str | None = None,
+    ray: str | None = None,
     on_trial: Callable[[Trial, int, int], None] = lambda trial, done, total: None,
     load: Load | None = None,
 ) -> Results:
@@ -39,8 +42,9 @@ def evaluate(
 
     Every finished trial is kept in OUT/results.jsonl, so that the same call goes on where an interrupted one stopped
     and a different one is refused. `on_trial(trial, done, total)` hears of each. Films of the first trial of each task
-    lie in OUT/films. With `engine` the policies act on that: the file of an exported one, or cuda:PRECISION. Raises
-    UserError for what the user can put right, KeyboardInterrupt with one line on Ctrl-C.
+    lie in OUT/films. With `engine` the policies act on that: the file of an exported one, or cuda:PRECISION. With
+    `ray` the workers are actors on the cluster of that address (RayCrew). Raises UserError for what the user can put
+    right, KeyboardInterrupt with one line on Ctrl-C.
     """
     if trials < 1:
         raise UserError(f"An evaluation wants at least 1 trial a task, but {trials} came.")
@@ -48,10 +52,12 @@ def evaluate(
         raise UserError(f"An evaluation wants at least 1 worker, but {workers} came.")
     started = time.perf_counter()
     asked = tickets(suite, trials=trials, seed=seed, instructions=instructions)
-    workers = min(workers or cores(), len(asked))
+    if ray is not None and engine is not None and not engine.startswith(FAST):
+        raise UserError(f"'{engine}' is a file of this machine, which a Ray cluster does not have: leave out --ray.")
     load = load or partial(load_compiler, robot=suite.embodiment, engine=engine)
-    job = Job(checkpoint, suite, execution, device, load, films=out / "films", threads=max(1, cores() // workers))
-    with Crew(job, workers) as crew:
+    job = Job(checkpoint, suite, execution, device, load)
+    crew_of = ProcessCrew if ray is None else partial(RayCrew, address=ray)
+    with crew_of(job, workers, len(asked), out / "films") as crew:
         model = crew.ready()
         conditions = Conditions(
             suite=suite.name,
@@ -80,7 +86,7 @@ def evaluate(
                 raise KeyboardInterrupt(message) from None
     provenance = {
         "checkpoint": {"name": getattr(checkpoint, "name", checkpoint), "digest": model.digest, **model.provenance},
-        "machine": machine() | {"device": model.device, "workers": workers, "threads_per_worker": job.threads},
+        "machine": machine() | {"device": model.device, "workers": crew.size, **crew.about()},
         "command": command(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "wall_seconds": round(time.perf_counter() - started, 1),

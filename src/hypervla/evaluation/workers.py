@@ -1,31 +1,21 @@
-"""Worker processes that make trials: each loads the checkpoint once and keeps one environment open.
-
-Every ticket handed out comes back as a record: from the worker, or, when the worker died over it, from here.
-"""
+"""What a worker does, wherever it lives: it loads the checkpoint once, keeps one environment open and makes trials."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 from hypervla.contracts import Environment, UserError
 from hypervla.evaluation.expert import EXPERT, Demonstrating
-from hypervla.evaluation.film import Film, save_filmstrip
+from hypervla.evaluation.film import Film, Filmstrip, filmstrip
 from hypervla.evaluation.results import TrialRecord
 from hypervla.evaluation.suites import Suite
 from hypervla.evaluation.trial import Load, Ticket, check_embodiment, roll_out
 from hypervla.runtime.execution import Execution
-from hypervla.runtime.protocols import Compiler, TimedPolicy
 
 
 @dataclass(frozen=True)
@@ -37,8 +27,6 @@ class Job:
     execution: Execution
     device: str
     load: Load
-    films: Path
-    threads: int
 
 
 @dataclass(frozen=True)
@@ -51,142 +39,55 @@ class Model:
 
 
 @dataclass(frozen=True)
+class Made:
+    """What a ticket came to; bytes of a film rather than its files, since a worker may have another disk than ours."""
+
+    record: TrialRecord
+    film: Filmstrip | None
+
+
+@dataclass(frozen=True)
 class Refusal:
     """Why a worker cannot go on, in words for the user."""
 
     message: str
 
 
-class Worker:
-    """The parent's end of one worker process."""
+class TrialMaker:
+    """A worker's checkpoint and environment."""
 
     def __init__(self, job: Job) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs, job), daemon=True)
-        with _interrupts_kept_from_children():
-            self.process.start()
-        theirs.close()
-        self.model: Model | None = None
-        self.ticket: Ticket | None = None
-        self.task: str | None = None
-        """The task whose environment it has open."""
-        self.since = 0.0
-
-    def give(self, ticket: Ticket) -> None:
-        self.ticket, self.task, self.since = ticket, ticket.task, time.perf_counter()
-        with suppress(BrokenPipeError):  # a dead worker is noticed when its connection is read
-            self.connection.send(ticket)
-
-    def hear(self) -> TrialRecord | None:
-        """The record it sends, or None when it has just become ready. A worker that died over a ticket failed it."""
-        try:
-            message = self.connection.recv()
-        except (EOFError, ConnectionResetError):
-            self.process.join()
-            death = f"the worker process died (exit code {self.process.exitcode})"
-            if self.ticket is None:
-                raise RuntimeError(f"While loading the checkpoint, {death}; its own words are above.") from None
-            return self.ticket.record(started=self.since, error=death)
-        if isinstance(message, Refusal):
-            raise UserError(message.message)
-        if isinstance(message, Model):
-            self.model = message
-            return None
-        return message
-
-    def stop(self, *, kindly: bool) -> None:
-        if kindly:
-            with suppress(OSError):
-                self.connection.send(None)
-            self.process.join(timeout=5)
-        self.process.terminate()
-        self.process.join(timeout=5)
-        self.process.kill()
-        self.process.join()
-        self.connection.close()
-
-
-class Crew:
-    """Several workers on one job. Leaving the `with` block stops them all."""
-
-    def __init__(self, job: Job, size: int) -> None:
-        self.job, self.size = job, size
-        self.workers: list[Worker] = []
-
-    def __enter__(self) -> Crew:
-        try:
-            for _ in range(self.size):
-                self.workers.append(Worker(self.job))
-        except BaseException:
-            self.__exit__(KeyboardInterrupt, None, None)
-            raise
-        return self
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        for worker in self.workers:
-            worker.stop(kindly=kind is None)
-
-    def ready(self) -> Model:
-        """Wait until every worker has loaded the checkpoint. Raises UserError when one refuses."""
-        for worker in self.workers:
-            while worker.model is None:
-                worker.hear()
-        models = [worker.model for worker in self.workers if worker.model]
-        assert len({model.digest for model in models}) == 1, "all workers load the same checkpoint"
-        return models[0]
-
-    def work(self, tickets: Sequence[Ticket]) -> Iterator[TrialRecord]:
-        """Make the trials, several at once; records come as they end."""
-        pending: dict[str, deque[Ticket]] = {}
-        for ticket in tickets:
-            pending.setdefault(ticket.task, deque()).append(ticket)
-        for worker in self.workers:
-            _give_next(worker, pending)
-        while any(worker.ticket for worker in self.workers) or any(pending.values()):
-            heard = wait([worker.connection for worker in self.workers if worker.ticket or worker.model is None])
-            for place, worker in enumerate(self.workers):
-                if worker.connection not in heard:
-                    continue
-                record = worker.hear()
-                worker.ticket = None
-                if not worker.process.is_alive() and any(pending.values()):
-                    worker.stop(kindly=False)
-                    self.workers[place] = Worker(self.job)
-                elif worker.process.is_alive():
-                    _give_next(worker, pending)
-                if record is not None:
-                    yield record
-
-
-def _give_next(worker: Worker, pending: Mapping[str, deque[Ticket]]) -> None:
-    """Hand out a trial of the task the worker has open, or of the task with most trials left."""
-    left = {task: queue for task, queue in pending.items() if queue}
-    if left:
-        task = worker.task if worker.task in left else max(left, key=lambda task: len(left[task]))
-        worker.give(left[task].popleft())
-
-
-def _work(connection: Connection, job: Job) -> None:
-    """A worker's life: load, then make trials until told to stop or the parent is gone."""
-    os.environ.setdefault("OMP_NUM_THREADS", str(job.threads))  # before PyTorch is imported
-    opened = OpenEnvironment(job.suite.environment)
-    try:
+        """Raises UserError for a checkpoint that cannot be loaded or drives another robot than the suite's."""
+        self.job = job
         if job.checkpoint == EXPERT:
-            compiler = expert = Demonstrating(job.suite)
-            opened = OpenEnvironment(expert.environment)
+            self.compiler = expert = Demonstrating(job.suite)
+            self.opened = OpenEnvironment(expert.environment)
         else:
-            compiler = job.load(job.checkpoint, job.device)
-        check_embodiment(compiler, job.suite)
-        connection.send(Model(compiler.digest, dict(compiler.provenance), _device_name(job.device)))
-        while (ticket := connection.recv()) is not None:
-            connection.send(_make(ticket, job, compiler, opened))
-    except UserError as error:
-        connection.send(Refusal(str(error)))
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        pass  # the parent is gone
-    finally:
-        opened.close()
+            self.compiler = job.load(job.checkpoint, job.device)
+            self.opened = OpenEnvironment(job.suite.environment)
+        check_embodiment(self.compiler, job.suite)
+        self.model = Model(self.compiler.digest, dict(self.compiler.provenance), _device_name(job.device))
+
+    def make(self, ticket: Ticket) -> Made:
+        """One trial. Raises UserError when the environment cannot be had (not installed) or the film not encoded."""
+        started = time.perf_counter()
+        try:
+            environment = self.opened.get(ticket.task)
+        except UserError:
+            raise
+        except Exception as crash:
+            error = f"{type(crash).__name__} while opening the environment: {crash}"
+            return Made(ticket.record(started=started, error=error), None)
+        film = Film(environment) if ticket.filmed else None
+        steps = self.job.suite.steps_of(ticket.task)
+        record = roll_out(ticket, environment, self.compiler, self.job.execution, steps, film)
+        if record.trial.error is not None:
+            with suppress(Exception):  # nothing a crashed environment does may reach the next trial
+                self.close()
+        return Made(record, filmstrip(film) if film is not None and film.frames else None)
+
+    def close(self) -> None:
+        self.opened.close()
 
 
 class OpenEnvironment:
@@ -208,28 +109,6 @@ class OpenEnvironment:
             closing.close()
 
 
-def _make(ticket: Ticket, job: Job, compiler: Compiler[TimedPolicy], opened: OpenEnvironment) -> TrialRecord:
-    """One trial. Raises UserError when the environment cannot be had (not installed) or the film cannot be written."""
-    started = time.perf_counter()
-    try:
-        environment = opened.get(ticket.task)
-    except UserError:
-        raise
-    except Exception as crash:
-        return ticket.record(started=started, error=f"{type(crash).__name__} while opening the environment: {crash}")
-    film = Film(environment) if ticket.filmed else None
-    record = roll_out(ticket, environment, compiler, job.execution, job.suite.steps_of(ticket.task), film)
-    if record.trial.error is not None:
-        with suppress(Exception):  # nothing a crashed environment does may reach the next trial
-            opened.close()
-    if film is not None and film.frames:
-        try:
-            save_filmstrip(film, job.films / ticket.task)
-        except OSError as error:
-            raise UserError(f"The film of {ticket.task} could not be written to {job.films}: {error}.") from error
-    return record
-
-
 def _device_name(device: str) -> str:
     """The accelerator's own name, or "cpu"."""
     if not device.startswith("cuda"):
@@ -237,17 +116,3 @@ def _device_name(device: str) -> str:
     import torch
 
     return torch.cuda.get_device_name(device)
-
-
-@contextmanager
-def _interrupts_kept_from_children() -> Iterator[None]:
-    """Ctrl-C reaches every process of a terminal; a child started in here inherits that it is not for them."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    resource_tracker.ensure_running()  # starting it later would unblock the signal again (CPython 3.11)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
