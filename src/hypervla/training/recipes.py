@@ -9,7 +9,7 @@ from dataclasses import replace
 from hypervla.contracts import UserError
 from hypervla.data.augment import OCTO
 from hypervla.data.stream import Sampling
-from hypervla.embodiment import LIBERO_PANDA, METAWORLD_SAWYER, Embodiment
+from hypervla.embodiment import LIBERO_PANDA, METAWORLD_SAWYER, WIDOWX, Embodiment
 from hypervla.models.action_head import ReleasedHead
 from hypervla.models.backbones import ConvNet
 from hypervla.models.hypernetwork import HypernetworkConfig
@@ -104,12 +104,26 @@ def libero_small(robot: Embodiment = LIBERO_PANDA) -> Recipe:
     hypervla record --suite libero-object --episodes 50 --noise 0.2 --max-steps 280 --out data/libero-object
     hypervla train libero_small --data data/libero-object --out runs/libero-object
     """
+    return _simulated("libero_small", robot)
+
+
+def simpler_small(robot: Embodiment = WIDOWX) -> Recipe:
+    """`small` for SIMPLER's WidowX tasks on two CPU cores: one camera, no proprio, chunks of 4 actions.
+
+    hypervla record --suite simpler-widowx --episodes 100 --noise 0.2 --max-steps 120 --out data/simpler-widowx
+    hypervla train simpler_small --data data/simpler-widowx --out runs/simpler
+    """
+    return _simulated("simpler_small", robot)
+
+
+def _simulated(name: str, robot: Embodiment) -> Recipe:
+    """`small` where cameras stand still and colours are what they are: views are shifted and nothing else, in bf16."""
     recipe = small(robot)
     return replace(
         recipe,
-        name="libero_small",
+        name=name,
         sampling=replace(recipe.sampling, augmentation=None, view_shift=4, frames_per_episode=8),
-        steps=4_000,
+        steps=3_000,
         memory_gb=16.0,
         precision="bfloat16",
         trace=True,
@@ -119,7 +133,16 @@ def libero_small(robot: Embodiment = LIBERO_PANDA) -> Recipe:
 
 RECIPES: Mapping[str, Callable[..., Recipe]] = {
     make.__name__: make
-    for make in (paper, metaworld_small, small, libero_small, *ablations.RECIPES, *systems.RECIPES, *comparison.RECIPES)
+    for make in (
+        paper,
+        metaworld_small,
+        small,
+        libero_small,
+        simpler_small,
+        *ablations.RECIPES,
+        *systems.RECIPES,
+        *comparison.RECIPES,
+    )
 }
 
 
