@@ -34,10 +34,11 @@ class Film:
     """What a spectator sees of one trial, every few steps."""
 
     environment: Environment
-    size: int = 192
+    size: int = 240
     every: int = 4
     smooth: int = 2
-    """Render this many times larger and average: environments draw without anti-aliasing, for speed."""
+    """Render this many times larger and average: environments draw without anti-aliasing, for speed. MuJoCo draws
+    pictures of 480 rows at most."""
     frames: list[Image] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
     """The step at which each frame was seen."""
@@ -55,6 +56,12 @@ class Film:
             self.frames.append(self._view())
             self.steps.append(step)
 
+    def captioned(self, instruction: str, ending: str) -> list[Image]:
+        """The frames with the sentence and the step below, the last one with how it ended, held for a second."""
+        remarks = [*(f"step {step}" for step in self.steps[:-1]), ending]
+        frames = [caption(frame, instruction, remark) for frame, remark in zip(self.frames, remarks, strict=True)]
+        return frames + frames[-1:] * round(self.hz)
+
     def _view(self) -> Image:
         if isinstance(self.environment, Filmable):
             return shrink(self.environment.render(self.smooth * self.size), self.smooth)
@@ -69,10 +76,12 @@ class Filmstrip:
     """Step and JPEG, evenly spaced from first to last."""
     video: bytes | None
     """MP4, or None where PyAV is not installed."""
+    poster: bytes | None = None
+    """JPEG of the video's end."""
 
 
-def save_filmstrip(film: Film, folder: Path) -> None:
-    """Write the film as evenly spaced JPEGs and a small video, whole or not at all."""
+def save_filmstrip(film: Film, folder: Path, instruction: str, ending: str) -> None:
+    """Write the film as evenly spaced JPEGs and a small captioned video, whole or not at all."""
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -84,7 +93,9 @@ def save_filmstrip(film: Film, folder: Path) -> None:
     except ModuleNotFoundError:
         pass  # the report shows the filmstrip alone
     else:
-        write_video(partial / "video.mp4", film.frames, film.hz)
+        captioned = film.captioned(instruction, ending)
+        write_video(partial / "video.mp4", captioned, film.hz)
+        (partial / "poster.jpg").write_bytes(jpeg(captioned[-1]))
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
 
@@ -96,8 +107,8 @@ def load_filmstrips(folder: Path) -> dict[str, Filmstrip]:
         frames = tuple(
             (int(path.stem.removeprefix("step-")), path.read_bytes()) for path in sorted(task.glob("step-*.jpg"))
         )
-        video = task / "video.mp4"
-        strips[task.name] = Filmstrip(frames, video.read_bytes() if video.exists() else None)
+        video, poster = (path.read_bytes() if path.exists() else None for path in (task / "video.mp4", task / "poster.jpg"))
+        strips[task.name] = Filmstrip(frames, video, poster)
     return strips
 
 
@@ -139,10 +150,10 @@ def caption(frame: Image, instruction: str, remark: str) -> UInt8[np.ndarray, "t
     size = max(12, width // 24)
     font = ImageFont.load_default(size)
     across = max(20, int(width / (0.55 * size)))
-    lines = textwrap.wrap(f"“{instruction}”", width=across, max_lines=2, placeholder=" …")
-    bar = Picture.new("RGB", (width, (size + 6) * 3 + 8), (20, 22, 27))
+    lines = textwrap.wrap(f"“{instruction}”", width=across, max_lines=3, placeholder=" …")
+    bar = Picture.new("RGB", (width, (size + 6) * (len(lines) + 1) + 8), (20, 22, 27))
     draw = ImageDraw.Draw(bar)
     for row, line in enumerate(lines):
         draw.text((10, 6 + row * (size + 6)), line, fill=(240, 240, 240), font=font)
-    draw.text((10, 6 + 2 * (size + 6)), remark, fill=(150, 156, 168), font=font)
+    draw.text((10, 6 + len(lines) * (size + 6)), remark, fill=(150, 156, 168), font=font)
     return np.concatenate([frame, np.asarray(bar)])

@@ -81,6 +81,15 @@ class Trial:
     def name(self) -> tuple[str, int]:
         return self.task, self.trial
 
+    @property
+    def outcome(self) -> str:
+        """Success, or why not, as far as it is known."""
+        return "success" if self.success else self.failure or ("crashed" if self.error is not None else "not done")
+
+    @property
+    def ending(self) -> str:
+        return f"{self.outcome} after {self.steps} steps"
+
 
 @dataclass(frozen=True)
 class TrialRecord:
@@ -157,6 +166,11 @@ class Results:
         return sum(trial.error is not None for trial in self.trials)
 
     @property
+    def explained(self) -> bool:
+        """Whether it is known of failures why they are."""
+        return any(trial.failure is not None for trial in self.trials)
+
+    @property
     def control_hz(self) -> float | None:
         """Steps of the robot in a second; None for a robot that is not known here."""
         robot = EMBODIMENTS.get(self.conditions.embodiment)
@@ -182,7 +196,7 @@ class Results:
             **asdict(rate.interval),
             "completion_seconds": completion(trials, self.control_hz),
             "smoothness": smoothness(trials),
-            "failures": counted(trial.failure for trial in trials),
+            "failures": failures(trials),
         }
 
     @staticmethod
@@ -207,14 +221,15 @@ class Results:
     def load(path: Path) -> Results:
         """Results written by `save`. Raises UserError for anything else."""
         try:
-            data = json.loads(path.read_text())
+            return Results.from_json(json.loads(path.read_text()))
         except FileNotFoundError as error:
             raise UserError(f"There are no results at {path}: `hypervla eval` writes them.") from error
-        except (OSError, ValueError) as error:
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{path} is not a results file ({error}): give the results.json of an evaluation."
             ) from error
-        return Results.from_json(data)
 
 
 class Journal:
@@ -267,6 +282,11 @@ def smoothness(trials: Sequence[Trial]) -> float | None:
     """Median over all trials that have one, failures as well."""
     found = [trial.smoothness for trial in trials if trial.smoothness is not None]
     return statistics.median(found) if found else None
+
+
+def failures(trials: Sequence[Trial]) -> dict[str, int]:
+    """How often trials failed, by why, as far as that is known."""
+    return counted(trial.outcome for trial in trials)
 
 
 def paired(first: Results, second: Results) -> PairedDifference:

@@ -223,7 +223,7 @@ def _make(ticket: Ticket, job: Job, compiler: Compiler, opened: OpenEnvironment)
             opened.close()
     if film is not None and film.frames:
         try:
-            save_filmstrip(film, job.films / ticket.task)
+            save_filmstrip(film, job.films / ticket.task, ticket.instruction, record.trial.ending)
         except OSError as error:
             raise UserError(f"The film of {ticket.task} could not be written to {job.films}: {error}.") from error
     return record
