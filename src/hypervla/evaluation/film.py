@@ -65,7 +65,8 @@ class Film:
     def _view(self) -> Image:
         if isinstance(self.environment, Filmable):
             return shrink(self.environment.render(self.smooth * self.size), self.smooth)
-        return next(iter(self.environment.observe().images.values()))
+        picture = next(iter(self.environment.observe().images.values()))
+        return shrink(picture, max(1, picture.shape[0] // self.size))
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,9 @@ def load_filmstrips(folder: Path) -> dict[str, Filmstrip]:
         frames = tuple(
             (int(path.stem.removeprefix("step-")), path.read_bytes()) for path in sorted(task.glob("step-*.jpg"))
         )
-        video, poster = (path.read_bytes() if path.exists() else None for path in (task / "video.mp4", task / "poster.jpg"))
+        video, poster = (
+            path.read_bytes() if path.exists() else None for path in (task / "video.mp4", task / "poster.jpg")
+        )
         strips[task.name] = Filmstrip(frames, video, poster)
     return strips
 
