@@ -173,7 +173,7 @@ def _failures(runs: Sequence[Run]) -> list[Row]:
         return []
     counts = [explained(run.results.trials) for run in runs]
     words = [word for word in [*MEANINGS, "not done"] if any(word in count for count in counts)]
-    return [Row(word, tuple(str(count.get(word, "")) for count in counts)) for word in words]
+    return [Row(word, tuple(str(count.get(word, 0)) for count in counts)) for word in words]
 
 
 def _said(value: object) -> str:
