@@ -23,7 +23,7 @@ class Page(HTMLParser):
     """Collects what a browser would fetch, which tags are left open, and the text."""
 
     FETCHING = ("src", "href", "poster", "data", "action", "srcset")
-    EMPTY = frozenset(("meta", "br", "img", "link", "input", "hr"))
+    EMPTY = frozenset(("meta", "br", "img", "link", "input", "hr", "wbr"))
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -115,6 +115,14 @@ def test_why_trials_failed_is_counted_by_task_and_overall(results: Results, tmp_
     rows = known.to_json()
     assert rows["overall"]["failures"] == {"dropped": 1, "crashed": 1}
     assert [row["failures"] for row in rows["tasks"]] == [{"dropped": 1}, {"crashed": 1}]
+
+
+def test_a_demonstrator_is_not_called_a_policy(results: Results, tmp_path: Path) -> None:
+    shown = replace(results, conditions=replace(CONDITIONS, checkpoint="expert"))
+    assert "compiled into a small policy" in write(results, {}, tmp_path).read_text()
+    page = write(shown, {}, tmp_path).read_text()
+    assert "compiled into a small policy" not in page
+    assert "demonstrator moved the robot" in page
 
 
 def test_a_success_takes_its_steps_on_the_robots_own_clock(results: Results, tmp_path: Path) -> None:

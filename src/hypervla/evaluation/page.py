@@ -15,6 +15,7 @@ def render(template: str, **values: Any) -> bytes:
     """The page of a template beside this file, light and dark. Raises UserError without Jinja."""
     try:
         import jinja2
+        from markupsafe import Markup, escape
     except ModuleNotFoundError as error:
         raise UserError("The report needs Jinja: pip install 'hypervla[report]'.") from error
     environment = jinja2.Environment(
@@ -25,6 +26,7 @@ def render(template: str, **values: Any) -> bytes:
         lstrip_blocks=True,
     )
     environment.filters |= {
+        "breakable": lambda name: Markup(str(escape(name)).replace("_", "_<wbr>")),
         "percent": percent,
         "span": span,
         "ms": milliseconds,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hypervla.evaluation.expert import EXPERT
 from hypervla.evaluation.film import Filmstrip
 from hypervla.evaluation.intervals import Rate
 from hypervla.evaluation.page import milliseconds, percent, render, seconds, span
@@ -75,6 +76,7 @@ def write(results: Results, filmstrips: Mapping[str, Filmstrip], out: Path) -> P
         "report.html.jinja",
         results=results,
         conditions=results.conditions,
+        expert=EXPERT,
         sections=sections,
         stages=[(name, title, results.latency[name]) for name, title in STAGE_NAMES.items() if name in results.latency],
         parts=_parts(results.latency),
