@@ -44,6 +44,7 @@ BOWL_TAKEN = [(BOWL, "bowl", CUP, BOWL), (FAR, "bowl", CUP, FAR), (AWAY, "bowl",
 
 STORIES = {
     "closed on nothing": ("missed", PICK, [START, AT_CUP, RISEN]),
+    "closed on nothing and waits": ("missed", PICK, [START, AT_CUP, AT_CUP]),
     "knocked it aside": ("missed", PICK, [START, AT_CUP, (HIGH, None, ASIDE, BOWL)]),
     "it slipped at once": ("missed", PICK, [GRASP, AT_CUP, RISEN]),
     "went elsewhere": ("missed", PICK, [START, GONE, START]),
@@ -61,6 +62,7 @@ STORIES = {
     "took it again": ("out of time", PICK, [GRASP, LIFTED, AT_CUP, GRASP, LIFTED]),
     "still carrying": ("out of time", PICK, [GRASP, LIFTED, CARRIED]),
     "pushed it too little": ("out of time", PUSH, [START, AT_CUP, (FAR, None, ASIDE, BOWL), (AWAY, None, ASIDE, BOWL)]),
+    "let go of what may as well be pushed": ("out of time", PUSH, [GRASP, CARRIED, (FAR, None, FAR, BOWL), RISEN]),
     "circled": ("out of time", REACH, [START, RISEN, START, GONE, START]),
     "holds it and waits": ("stuck", PICK, [GRASP, LIFTED, LIFTED]),
     "never set out": ("stuck", PICK, [START, START]),
