@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from hypervla.contracts import ActionChunk, Episode, Observation, Outcome
+from hypervla.contracts import ActionChunk, Episode, Observation, Outcome, Situation
 from hypervla.embodiment import Camera, Embodiment, Gripper
 
 POINT = Embodiment(
@@ -54,6 +54,13 @@ class PointWorld:
         return Outcome(success=False, steps=len(chunk))
 
     def close(self) -> None: ...
+
+
+class SituatedWorld(PointWorld):
+    """PointWorld that says how things stand: the dot is the hand, and there is nothing else."""
+
+    def situation(self) -> Situation:
+        return Situation(np.array([*self.dot, 0.0]), None, {}, frozenset(), frozenset())
 
 
 class PointExpert:

@@ -14,7 +14,7 @@ from tyro.conf import Positional, UseAppendAction
 from hypervla.bench_commands import bench_app, info
 from hypervla.data_commands import data_app
 from hypervla.engine_commands import act_once, export, serve
-from hypervla.evaluation_commands import Execution, evaluate, record
+from hypervla.evaluation_commands import Execution, compare, evaluate, record
 from hypervla.options import Device, Flag, Out
 from hypervla.study_commands import study
 from hypervla.training_commands import contexts, pretrain, train
@@ -159,6 +159,7 @@ def act(
 
 app.command(name="eval")(evaluate)
 app.command(study)
+app.command(compare)
 app.command(export)
 app.command(serve)
 app.command(info)

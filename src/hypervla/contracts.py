@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64, UInt8
+from jaxtyping import Bool, Float32, Float64, Int64, UInt8
 
 if TYPE_CHECKING:
     from hypervla.embodiment import Embodiment
@@ -96,6 +96,25 @@ class Outcome:
     success: bool
     steps: int
     """Control steps carried out; fewer than the chunk holds when the task succeeded on the way."""
+
+
+Position = Float64[np.ndarray, "3"]
+
+
+@dataclass(frozen=True)
+class Situation:
+    """How a trial stands, as only a simulator knows it."""
+
+    hand: Position
+    """Where the fingers close, in metres."""
+    held: str | None
+    """The thing between the fingers."""
+    things: Mapping[str, Position]
+    """Where everything is that can be moved, in metres; of what turns, a point away from its axis."""
+    to_hold: frozenset[str]
+    """Things that have to be picked up and are not where they belong yet."""
+    to_move: frozenset[str]
+    """Things that have to be pushed, opened, closed, pressed or turned and are not yet."""
 
 
 Kind = Literal["kernel", "bias", "scale", "position"]
@@ -195,6 +214,15 @@ class Environment(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class Situated(Protocol):
+    """An environment that says how the trial stands, from which evaluations tell why it failed."""
+
+    def situation(self) -> Situation:
+        """How things are now. Cheap, and changes nothing."""
+        ...
 
 
 @runtime_checkable

@@ -196,6 +196,34 @@ def evaluate(
     _show(results, before, against, out, console)
 
 
+def compare(
+    runs: Positional[tuple[Path, ...]],
+    /,
+    *,
+    out: Out = Path("compare.html"),
+) -> None:
+    """Put evaluations of one suite side by side: success, paired differences, times, why trials failed.
+
+    Example: hypervla compare runs/eval runs/eval-held-out --out compare.html
+
+    Args:
+        runs: Folders of evaluations, or their results.json files; the others are compared with the first.
+        out: The page to write.
+    """
+    from rich.console import Console
+
+    from hypervla.evaluation import compare as comparison
+
+    found = comparison.load_runs(runs)
+    comparison.write(found, out)
+    console = Console()
+    console.print(comparison.table(found))
+    for row in comparison.conditions(found):
+        if row.differs:
+            console.print(f"The {row.title} differs: {' | '.join(row.cells)}", soft_wrap=True)
+    console.print(f"The page is {out}", soft_wrap=True)
+
+
 def _show(results: Results, before: Results | None, against: Path | None, out: Path, console: Console) -> None:
     """The report and its table, and what changed since."""
     from hypervla.evaluation import film, report

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from hypervla.contracts import ActionChunk, Environment, Observation
+from hypervla.contracts import ActionChunk, Environment, Observation, Situated
 
 
 def check_environment(make: Callable[[], Environment], solve: Callable[[Environment], ActionChunk], limit: int) -> None:
@@ -22,6 +22,8 @@ def check_environment(make: Callable[[], Environment], solve: Callable[[Environm
         looking_changes_nothing(environment, other)
         a_chunk_is_its_actions_one_by_one(environment, other)
         success_stops_early(environment, solve, limit)
+        if isinstance(environment, Situated):
+            the_situation_follows_the_scene(environment, solve, limit)
     finally:
         environment.close()
         other.close()
@@ -86,6 +88,35 @@ def success_stops_early(environment: Environment, solve: Callable[[Environment],
     outcome = environment.execute(ActionChunk(np.concatenate([*actions, idle])))
     assert outcome.success
     assert outcome.steps == len(actions), "the actions after success were not carried out"
+
+
+def the_situation_follows_the_scene(
+    environment: Environment, solve: Callable[[Environment], ActionChunk], limit: int
+) -> None:
+    """What is asked for is there, asking changes nothing, and who succeeds had hold of it or moved it."""
+    assert isinstance(environment, Situated)
+    environment.reset(3)
+    seen = environment.observe()
+    first = now = environment.situation()
+    assert same(environment.observe(), seen)
+    assert first.held is None, "nothing is held at the beginning"
+    asked, handled = first.to_hold | first.to_move, set()
+    assert asked <= first.things.keys()
+    assert not first.to_hold & first.to_move
+    for _ in range(limit):
+        success = environment.execute(solve(environment)).success
+        now, again = environment.situation(), environment.situation()
+        assert now.held == again.held
+        assert all(np.array_equal(now.things[thing], again.things[thing]) for thing in first.things)
+        assert now.things.keys() == first.things.keys()
+        assert np.isfinite([now.hand, *now.things.values()]).all()
+        assert now.held is None or now.held in now.things
+        moved = {thing for thing in first.to_move if np.linalg.norm(now.things[thing] - first.things[thing]) > 0.01}
+        handled |= moved | ({now.held} & first.to_hold)
+        if success:
+            break
+    assert np.linalg.norm(now.hand - first.hand) > 0.01, "the hand went somewhere"
+    assert bool(handled) == bool(asked)
 
 
 def wander(environment: Environment, steps: int) -> ActionChunk:

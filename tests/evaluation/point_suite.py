@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from tests.fakes import POINT, SAYINGS, PointWorld, make_point_world, seek_goal
+from tests.fakes import POINT, SAYINGS, PointWorld, SituatedWorld, make_point_world, seek_goal
 
 from hypervla.contracts import ActionChunk, Observation, TaskContext, UserError
 from hypervla.evaluation.suites import Suite
@@ -89,12 +89,13 @@ def point_suite(
     pause: float = 0.0,
     max_steps: int = 30,
     demonstrated: bool = False,
+    situated: bool = False,
 ) -> Suite:
     return Suite(
         name="point",
         tasks=("find", "flee"),
         embodiment=POINT,
-        environment=partial(troubled, crash=crash, die=die, pause=pause),
+        environment=SituatedWorld if situated else partial(troubled, crash=crash, die=die, pause=pause),
         sentences=sentences,
         success_rule="The dot touches its goal.",
         max_steps=max_steps,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypervla.evaluation.intervals import PairedDifference, Rate, agresti_min, wilson
+from hypervla.evaluation.intervals import PairedDifference, Rate, agresti_min, mcnemar, wilson
 
 
 @pytest.mark.parametrize(
@@ -67,3 +67,15 @@ def test_the_paired_interval_covers_the_truth_about_95_times_in_100() -> None:
 def test_a_paired_difference_reads_as_a_sentence() -> None:
     text = str(PairedDifference(pairs=300, gained=6, lost=12))
     assert text == "-2.0 points (95 % interval -4.8 to +0.8) over 300 pairs: 6 gained, 12 lost"
+
+
+@pytest.mark.parametrize(("gained", "lost", "p"), [(0, 0, 1.0), (5, 0, 0.0625), (4, 1, 0.375), (3, 3, 1.0)])
+def test_mcnemars_test_tosses_a_fair_coin_for_each_pair_that_disagrees(gained: int, lost: int, p: float) -> None:
+    assert mcnemar(gained, lost) == mcnemar(lost, gained) == p
+
+
+@given(st.integers(0, 300), st.integers(0, 300))
+def test_mcnemars_test_is_scipys_binomial_test(gained: int, lost: int) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    if gained + lost:
+        assert mcnemar(gained, lost) == pytest.approx(stats.binomtest(gained, gained + lost).pvalue, abs=1e-12)

@@ -45,6 +45,32 @@ def test_saved_results_are_loaded_unchanged(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
 
 
+def test_results_of_before_there_was_a_column_are_loaded_without_it(tmp_path: Path) -> None:
+    results = Results.of(CONDITIONS, all_records(("find", 1)), {})
+    data = results.to_json()
+    for row in data["trials"]:
+        del row["smoothness"], row["failure"]
+    assert Results.from_json(data) == results
+    del data["trials"][0]["steps"]
+    (tmp_path / "results.json").write_text(json.dumps(data))
+    with pytest.raises(UserError, match="results.json is not a results file"):
+        Results.load(tmp_path / "results.json")
+
+
+def test_smoothness_and_failures_are_kept(tmp_path: Path) -> None:
+    first, *others = all_records(("find", 0))
+    trial = replace(first.trial, smoothness=-7.123456, failure="missed")
+    results = Results.of(CONDITIONS, [TrialRecord(trial, first.seconds), *others], {})
+    results.save(tmp_path / "results.json")
+    assert Results.load(tmp_path / "results.json").trials[0] == trial
+    journal = Journal(tmp_path / "results.jsonl", CONDITIONS)
+    journal.append(TrialRecord(trial, first.seconds))
+    journal.close()
+    assert Journal(tmp_path / "results.jsonl", CONDITIONS).records["find", 0].trial == trial
+    assert trial.ending == "missed after 7 steps"
+    assert results.to_json()["overall"]["failures"] == {"missed": 1}
+
+
 def test_rates_are_counted_from_the_trials() -> None:
     results = Results.of(CONDITIONS, all_records(("find", 1), ("flee", 0)), {})
     assert (results.overall.successes, results.overall.trials) == (4, 6)
@@ -109,7 +135,7 @@ def test_a_foreign_file_is_no_journal(tmp_path: Path, content: str) -> None:
     assert (tmp_path / "results.jsonl").read_text() == content
 
 
-@pytest.mark.parametrize("content", [None, "{", '{"format": 99}'])
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"format": 99}', '{"format": 1}'])
 def test_foreign_results_are_refused(tmp_path: Path, content: str | None) -> None:
     path = tmp_path / "results.json"
     if content is not None:

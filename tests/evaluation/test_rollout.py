@@ -12,15 +12,26 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
-from tests.evaluation.point_suite import DIGEST, die_loading, load_point, point_suite, refuse_to_load
+from tests.evaluation.point_suite import (
+    DIGEST,
+    PointCompiler,
+    die_loading,
+    load_point,
+    point_suite,
+    refuse_to_load,
+)
+from tests.fakes import POINT, PointWorld
 
 from hypervla.contracts import UserError
 from hypervla.embodiment import METAWORLD_SAWYER
 from hypervla.evaluation.film import load_filmstrips
 from hypervla.evaluation.results import Conditions, Journal, Results
 from hypervla.evaluation.rollout import act, evaluate
+from hypervla.evaluation.smoothness import smoothness
 from hypervla.evaluation.suites import Suite
+from hypervla.evaluation.trial import Ticket, roll_out
 from hypervla.runtime.execution import OpenLoop, RecedingHorizon
 
 SEED = 1_000_000
@@ -104,6 +115,7 @@ def test_crashes_and_dead_workers_are_failures_that_keep_their_error(tmp_path: P
         assert "died (exit code 9)" in str(errors[2])
         assert [errors[0], *errors[3:]] == [None] * 3
         assert [trial.success for trial in results.trials_by_task[task]] == [True, False, False, True, True]
+        assert [trial.failure for trial in results.trials_by_task[task]] == [None, "crashed", "crashed", None, None]
     assert results.errors == 4
 
 
@@ -116,6 +128,30 @@ def test_when_every_worker_dies_every_trial_is_still_a_row(tmp_path: Path) -> No
 def test_steps_are_limited_and_instructions_matter(tmp_path: Path) -> None:
     results = run(tmp_path, point_suite(max_steps=7), instructions="held_out", trials=2)
     assert [(trial.success, trial.steps, trial.instruction) for trial in results.trials] == [(False, 7, "dance")] * 4
+
+
+def test_an_environment_that_says_how_things_stand_tells_why_trials_failed(tmp_path: Path) -> None:
+    """The dot stands still when it was not compiled for the sentence; without a situation nobody knows why."""
+    asked = {"instructions": "held_out", "trials": 1, "workers": 1}
+    told = run(tmp_path / "told", point_suite(max_steps=8, situated=True), **asked)
+    untold = run(tmp_path / "untold", point_suite(max_steps=8), **asked)
+    assert [trial.failure for trial in told.trials] == ["stuck"] * 2
+    assert [trial.failure for trial in untold.trials] == [None] * 2
+    success = run(tmp_path / "success", point_suite(situated=True), trials=1, workers=1)
+    assert [trial.failure for trial in success.trials] == [None] * 2
+
+
+def test_smoothness_is_that_of_the_actions_carried_out() -> None:
+    steered = replace(POINT, action_kind="velocity")
+    world, compiler = PointWorld("flee"), PointCompiler()
+    world.embodiment = steered
+    ticket = Ticket("flee", 0, SEED, "flee to the corner", filmed=False)
+    trial = roll_out(ticket, world, compiler, OpenLoop(), max_steps=30).trial
+    assert trial.success
+    assert trial.smoothness == smoothness(np.stack(world.executed), steered)
+    assert len(world.executed) == trial.steps
+    world.embodiment = POINT
+    assert roll_out(ticket, world, compiler, OpenLoop(), max_steps=30).trial.smoothness is None
 
 
 def test_execution_decides_how_often_the_policy_looks(tmp_path: Path) -> None:

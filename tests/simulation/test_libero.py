@@ -15,6 +15,7 @@ import pytest
 from tests.conformance.environment import check_environment
 
 from hypervla.contracts import ActionChunk, UserError
+from hypervla.evaluation.taxonomy import failure
 from hypervla.simulation import libero
 from hypervla.simulation.demonstrators.libero import LiberoExpert
 from hypervla.simulation.demonstrators.libero_scene import Scene
@@ -111,6 +112,43 @@ def test_it_keeps_the_contract(opened: Open) -> None:
         return ActionChunk(expert.action()[None])
 
     check_environment(lambda: opened("object", 0), solve, limit=220)
+
+
+@pytest.mark.parametrize(("opening", "word"), [(0, "missed"), (90, "dropped")])
+def test_what_the_fingers_do_is_told_from_the_simulators_state(opened: Open, opening: int, word: str) -> None:
+    environment = opened("object", 7)
+    expert = LiberoExpert(environment)
+    environment.reset(STORED)
+    seen = [environment.situation()]
+    assert seen[0].to_hold == {"milk_1_joint0"}
+    for step in range(110):
+        action = expert.action()
+        action[6] = -1.0 if step >= opening else action[6]
+        action[:3] = action[:3] if step < opening or opening == 0 else (0, 0, 0.5)
+        assert not environment.execute(ActionChunk(action[None])).success
+        seen.append(environment.situation())
+    assert failure(seen) == word
+
+
+def test_what_a_description_asks_for_is_asked_for_until_it_holds(opened: Open) -> None:
+    cabinet, plate, stove = opened("goal", 3), opened("goal", 5), opened("10", 2)
+    asked = {}
+    for environment in (cabinet, plate, stove):
+        environment.reset(STORED)
+        seen = environment.situation()
+        asked[environment.task] = (seen.to_hold, seen.to_move)
+    assert [tuple(map(set, sets)) for sets in asked.values()] == [
+        ({"akita_black_bowl_1_joint0"}, set()),
+        (set(), {"plate_1_joint0"}),
+        ({"moka_pot_1_joint0"}, {"flat_stove_1_button"}),
+    ]
+    knob = stove.simulator.sim.model._model.joint("flat_stove_1_button").qposadr[0]
+    before = stove.situation()
+    stove.simulator.sim.data.qpos[knob] = 1.5
+    stove.simulator.sim.forward()
+    after = stove.situation()
+    assert np.linalg.norm(after.things["flat_stove_1_button"] - before.things["flat_stove_1_button"]) > 0.02
+    assert np.linalg.norm(after.things["moka_pot_1_joint0"] - before.things["moka_pot_1_joint0"]) < 1e-6
 
 
 def test_seeds_go_around_the_stored_states(opened: Open) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from tests.conformance.environment import check_environment
 
 from hypervla.contracts import ActionChunk, UserError
 from hypervla.evaluation.suites import MT10
+from hypervla.evaluation.taxonomy import failure
 
 pytest.importorskip("metaworld")
 
@@ -19,7 +22,7 @@ def expert_action(environment: MetaworldEnvironment) -> ActionChunk:
     return ActionChunk(ScriptedExpert(environment).action()[None])
 
 
-@pytest.mark.parametrize("task", ["drawer-close-v3", "reach-v3"])
+@pytest.mark.parametrize("task", ["drawer-close-v3", "pick-place-v3", "reach-v3"])
 def test_metaworld_keeps_the_contract(task: str) -> None:
     check_environment(lambda: MetaworldEnvironment(task), expert_action, limit=200)
 
@@ -77,3 +80,50 @@ def test_a_task_in_another_tasks_scene_is_judged_by_its_own_distance() -> None:
     assert outcomes == [True, False], "the hand is at the marker; the puck is where it was"
     with pytest.raises(UserError, match="reach-v3"):
         MetaworldEnvironment("push-v3", scene="reach-v4")
+
+
+def told(environment: MetaworldEnvironment, act: Callable[[int], np.ndarray], steps: int) -> str:
+    """The word for a trial of these actions."""
+    environment.reset(3)
+    seen = [environment.situation()]
+    for step in range(steps):
+        assert not environment.execute(ActionChunk(np.float32([act(step)]))).success
+        seen.append(environment.situation())
+    environment.close()
+    return failure(seen)
+
+
+STILL, AWAY = np.float32([0, 0, 0, -1]), np.float32([-1, 0, 1, -1])
+
+
+def test_what_an_expert_is_kept_from_is_told_from_the_simulators_state() -> None:
+    """Its fingers stay open, or open on the way; it never sets out, or leaves off before the end."""
+
+    def acting(task: str, until: int, opening: int, then: np.ndarray) -> str:
+        environment = MetaworldEnvironment(task)
+        expert = ScriptedExpert(environment)
+
+        def act(step: int) -> np.ndarray:
+            action = expert.action() if step < until else then
+            return np.append(action[:3], -1.0) if step >= opening else action
+
+        return told(environment, act, 90)
+
+    assert acting("pick-place-v3", until=70, opening=0, then=AWAY) == "missed"
+    assert acting("pick-place-v3", until=40, opening=40, then=AWAY) == "dropped"
+    assert acting("pick-place-v3", until=0, opening=0, then=STILL) == "stuck"
+    assert acting("drawer-open-v3", until=30, opening=0, then=AWAY) == "missed"
+    assert acting("drawer-open-v3", until=68, opening=0, then=AWAY) == "out of time"
+    assert acting("reach-v3", until=20, opening=0, then=STILL) == "stuck"
+
+
+def test_taking_the_puck_where_only_the_hand_is_asked_for_is_taking_the_wrong_object() -> None:
+    from metaworld.policies import ENV_POLICY_MAP
+
+    environment = MetaworldEnvironment("reach-v3", scene="pick-place-v3")
+    picks = ENV_POLICY_MAP["pick-place-v3"]()
+
+    def act(step: int) -> np.ndarray:
+        return np.clip(picks.get_action(environment.full_state()), -1, 1) if step < 45 else np.array([0, -1, 0.5, 1])
+
+    assert told(environment, act, 60) == "wrong object"

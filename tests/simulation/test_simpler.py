@@ -11,6 +11,7 @@ import pytest
 from tests.conformance.environment import check_environment
 
 from hypervla.contracts import ActionChunk, UserError
+from hypervla.evaluation.taxonomy import failure
 from hypervla.simulation import simpler
 from hypervla.simulation.demonstrators.simpler import SimplerExpert
 from hypervla.simulation.simpler import TASKS, SimplerEnvironment
@@ -45,6 +46,25 @@ def test_the_expert_solves_the_first_scene_of_the_grid(task: str) -> None:
         environment.reset(GRID)
         actions = (ActionChunk(expert.action()[None]) for _ in range(TASKS[task].steps))
         assert any(environment.execute(action).success for action in actions)
+    finally:
+        environment.close()
+
+
+@pytest.mark.parametrize(("opening", "word"), [(0, "missed"), (20, "dropped")])
+@pytest.mark.usefixtures("assets")
+def test_what_the_fingers_do_is_told_from_the_simulators_state(opening: int, word: str) -> None:
+    environment = SimplerEnvironment("widowx-carrot-on-plate", GRID)
+    try:
+        expert = SimplerExpert(environment)
+        environment.reset(GRID)
+        seen = [environment.situation()]
+        for step in range(25):
+            action = expert.action()
+            if step >= opening:
+                action[6] = 1.0
+            assert not environment.execute(ActionChunk(action[None])).success
+            seen.append(environment.situation())
+        assert failure(seen) == word
     finally:
         environment.close()
 

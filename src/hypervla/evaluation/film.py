@@ -21,7 +21,7 @@ from hypervla.contracts import Environment, Image, UserError
 
 STRIP_FRAMES = 8
 PLAYBACK_HZ = 27.0
-VIDEO = "video.mp4"
+VIDEO, POSTER = "video.mp4", "poster.jpg"
 
 
 @runtime_checkable
@@ -36,10 +36,11 @@ class Film:
     """What a spectator sees of one trial, every few steps."""
 
     environment: Environment
-    size: int = 192
+    size: int = 240
     every: int = 4
     smooth: int = 2
-    """Render this many times larger and average: environments draw without anti-aliasing, for speed."""
+    """Render this many times larger and average: environments draw without anti-aliasing, for speed. MuJoCo draws
+    pictures of 480 rows at most."""
     frames: list[Image] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
     """The step at which each frame was seen."""
@@ -57,10 +58,17 @@ class Film:
             self.frames.append(self._view())
             self.steps.append(step)
 
+    def captioned(self, instruction: str, ending: str) -> list[Image]:
+        """The frames with the sentence and the step below, the last one with how it ended, held for a second."""
+        remarks = [*(f"step {step}" for step in self.steps[:-1]), ending]
+        frames = [caption(frame, instruction, remark) for frame, remark in zip(self.frames, remarks, strict=True)]
+        return frames + frames[-1:] * round(self.hz)
+
     def _view(self) -> Image:
         if isinstance(self.environment, Filmable):
             return shrink(self.environment.render(self.smooth * self.size), self.smooth)
-        return next(iter(self.environment.observe().images.values()))
+        picture = next(iter(self.environment.observe().images.values()))
+        return shrink(picture, max(1, picture.shape[0] // self.size))
 
 
 @dataclass(frozen=True)
@@ -71,21 +79,25 @@ class Filmstrip:
     """Step and JPEG, evenly spaced from first to last."""
     video: bytes | None
     """MP4, or None where PyAV is not installed."""
+    poster: bytes | None = None
+    """JPEG of the video's end."""
 
 
-def filmstrip(film: Film) -> Filmstrip:
-    """Evenly spaced pictures of the film, and all of it as a small video. Raises UserError when the disk is full."""
+def filmstrip(film: Film, instruction: str, ending: str) -> Filmstrip:
+    """Evenly spaced pictures of the film, and all of it as a small captioned video. Raises UserError when the disk is
+    full."""
     places = np.linspace(0, len(film.frames) - 1, min(STRIP_FRAMES, len(film.frames))).round().astype(int)
     frames = tuple((film.steps[place], jpeg(film.frames[place])) for place in places)
     try:
         import av  # noqa: F401
     except ModuleNotFoundError:
         return Filmstrip(frames, None)  # the report shows the filmstrip alone
+    captioned = film.captioned(instruction, ending)
     try:
         with tempfile.TemporaryDirectory(prefix="hypervla-film-") as folder:
             video = Path(folder) / VIDEO
-            write_video(video, film.frames, film.hz)
-            return Filmstrip(frames, video.read_bytes())
+            write_video(video, captioned, film.hz)
+            return Filmstrip(frames, video.read_bytes(), jpeg(captioned[-1]))
     except OSError as error:
         raise UserError(f"A film could not be encoded in {tempfile.gettempdir()}: {error}.") from error
 
@@ -97,8 +109,9 @@ def save_filmstrip(strip: Filmstrip, folder: Path) -> None:
     partial.mkdir(parents=True)
     for step, picture in strip.frames:
         (partial / f"step-{step:04d}.jpg").write_bytes(picture)
-    if strip.video is not None:
-        (partial / VIDEO).write_bytes(strip.video)
+    for name, content in ((VIDEO, strip.video), (POSTER, strip.poster)):
+        if content is not None:
+            (partial / name).write_bytes(content)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
 
@@ -110,8 +123,8 @@ def load_filmstrips(folder: Path) -> dict[str, Filmstrip]:
         frames = tuple(
             (int(path.stem.removeprefix("step-")), path.read_bytes()) for path in sorted(task.glob("step-*.jpg"))
         )
-        video = task / VIDEO
-        strips[task.name] = Filmstrip(frames, video.read_bytes() if video.exists() else None)
+        video, poster = (path.read_bytes() if path.exists() else None for path in (task / VIDEO, task / POSTER))
+        strips[task.name] = Filmstrip(frames, video, poster)
     return strips
 
 
@@ -153,10 +166,10 @@ def caption(frame: Image, instruction: str, remark: str) -> UInt8[np.ndarray, "t
     size = max(12, width // 24)
     font = ImageFont.load_default(size)
     across = max(20, int(width / (0.55 * size)))
-    lines = textwrap.wrap(f"“{instruction}”", width=across, max_lines=2, placeholder=" …")
-    bar = Picture.new("RGB", (width, (size + 6) * 3 + 8), (20, 22, 27))
+    lines = textwrap.wrap(f"“{instruction}”", width=across, max_lines=3, placeholder=" …")
+    bar = Picture.new("RGB", (width, (size + 6) * (len(lines) + 1) + 8), (20, 22, 27))
     draw = ImageDraw.Draw(bar)
     for row, line in enumerate(lines):
         draw.text((10, 6 + row * (size + 6)), line, fill=(240, 240, 240), font=font)
-    draw.text((10, 6 + 2 * (size + 6)), remark, fill=(150, 156, 168), font=font)
+    draw.text((10, 6 + len(lines) * (size + 6)), remark, fill=(150, 156, 168), font=font)
     return np.concatenate([frame, np.asarray(bar)])

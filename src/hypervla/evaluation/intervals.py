@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 Z_95 = 1.959963984540054
@@ -23,6 +24,11 @@ class Rate:
 
     successes: int
     trials: int
+
+    @staticmethod
+    def of(outcomes: Iterable[bool]) -> Rate:
+        found = list(outcomes)
+        return Rate(sum(found), len(found))
 
     @property
     def mean(self) -> float:
@@ -51,6 +57,11 @@ class PairedDifference:
     @property
     def interval(self) -> Interval:
         return agresti_min(self.pairs, self.gained, self.lost)
+
+    @property
+    def p_value(self) -> float:
+        """McNemar's exact test: how likely a split at least as uneven is, when neither condition is better."""
+        return mcnemar(self.gained, self.lost)
 
     def __str__(self) -> str:
         return (
@@ -82,3 +93,10 @@ def agresti_min(pairs: int, gained: int, lost: int) -> Interval:
     mean = (up - down) / total
     half = Z_95 * math.sqrt(up + down - (up - down) ** 2 / total) / total
     return Interval(max(-1.0, mean - half), min(1.0, mean + half))
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """Two-sided p-value of as many heads and tails of a fair coin; 1 when no pair disagrees."""
+    tosses = gained + lost
+    tail = sum(math.comb(tosses, heads) for heads in range(min(gained, lost) + 1))
+    return min(1.0, 2 * tail / 2**tosses)

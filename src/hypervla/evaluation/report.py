@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hypervla.contracts import UserError
+from hypervla.evaluation.expert import EXPERT
 from hypervla.evaluation.film import Filmstrip
-from hypervla.evaluation.intervals import Interval, Rate
-from hypervla.evaluation.results import Percentiles, Results, Trial, save_whole
+from hypervla.evaluation.intervals import Rate
+from hypervla.evaluation.page import milliseconds, percent, render, seconds, span
+from hypervla.evaluation.results import Percentiles, Results, Trial, completion, failures, save_whole, smoothness
 from hypervla.evaluation.suites import RECORDING_SEEDS
+from hypervla.evaluation.taxonomy import MEANINGS
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -42,6 +42,7 @@ class TaskSection:
     rate: Rate
     trials: Sequence[Trial]
     filmstrip: Filmstrip | None
+    control_hz: float | None
 
     @property
     def instruction(self) -> str:
@@ -52,31 +53,42 @@ class TaskSection:
         """Median steps of the successes, in words."""
         return _median_steps(self.trials)
 
+    @property
+    def seconds(self) -> float | None:
+        return completion(self.trials, self.control_hz)
+
+    @property
+    def jerk(self) -> float | None:
+        return smoothness(self.trials)
+
+    @property
+    def failures(self) -> Mapping[str, int]:
+        return explained(self.trials)
+
 
 def write(results: Results, filmstrips: Mapping[str, Filmstrip], out: Path) -> Path:
     """Write OUT/report.html: self-contained, light and dark. `filmstrips` by task, as `load_filmstrips` finds them."""
-    try:
-        import jinja2
-    except ModuleNotFoundError as error:
-        raise UserError("The report needs Jinja: pip install 'hypervla[report]'.") from error
-    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page.filters |= {"percent": percent, "span": span, "ms": milliseconds, "data": data_uri}
-    template = page.from_string(files("hypervla.evaluation").joinpath("report.html.jinja").read_text())
     sections = [
-        TaskSection(task, results.by_task[task], trials, filmstrips.get(task))
+        TaskSection(task, results.by_task[task], trials, filmstrips.get(task), results.control_hz)
         for task, trials in results.trials_by_task.items()
     ]
-    text = template.render(
+    page = render(
+        "report.html.jinja",
         results=results,
         conditions=results.conditions,
+        expert=EXPERT,
         sections=sections,
         stages=[(name, title, results.latency[name]) for name, title in STAGE_NAMES.items() if name in results.latency],
         parts=_parts(results.latency),
         median_steps=_median_steps(results.trials),
+        seconds_to_success=completion(results.trials, results.control_hz),
+        jerk=smoothness(results.trials),
+        failures=explained(results.trials),
+        meanings=MEANINGS,
         protocol=list(_protocol(results)),
         provenance=_provenance(results),
     )
-    save_whole(out / "report.html", text.encode())
+    save_whole(out / "report.html", page)
     return out / "report.html"
 
 
@@ -95,7 +107,11 @@ def table(results: Results) -> Table:
         trials = f"{rate.successes}/{rate.trials}"
         steps = _median_steps(results.trials_by_task[task])
         page.add_row(task, percent(rate.mean), span(rate.interval), trials, steps)
-    caption = [f"{results.errors} crashed (counted as failures)"] if results.errors else []
+    caption = [f"{results.errors} crashed (counted as failures)"] if results.errors and not results.explained else []
+    if results.explained:
+        caption.append("failures: " + said_counts(failures(results.trials)))
+    if duration := completion(results.trials, results.control_hz):
+        caption.append(f"a success takes {seconds(duration)} (median)")
     if total := results.latency.get("total"):
         caption.append(f"one act {milliseconds(total.p50)} ms (p50)")
     if compiling := results.latency.get("compile"):
@@ -104,23 +120,15 @@ def table(results: Results) -> Table:
     return page
 
 
-def percent(share: float) -> str:
-    """0.975 as "97.5 %", 0.9 as "90 %"."""
-    return f"{100 * share:.1f}".removesuffix(".0") + " %"
+def said_counts(counts: Mapping[str, int]) -> str:
+    """As in "3 missed, 1 dropped"."""
+    return ", ".join(f"{count} {word}" for word, count in counts.items()) or "none"
 
 
-def span(interval: Interval) -> str:
-    return f"{100 * interval.low:.0f}–{100 * interval.high:.0f} %"
-
-
-def milliseconds(seconds: float) -> str:
-    """Three digits that matter, without the unit."""
-    value = 1000 * seconds
-    return f"{value:.0f}" if value >= 99.5 else f"{value:.1f}" if value >= 9.95 else f"{value:.2f}"
-
-
-def data_uri(content: bytes, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+def explained(trials: Sequence[Trial]) -> dict[str, int]:
+    """All failures by why they are, those of which nobody knows it last."""
+    unknown = sum(trial.outcome == "not done" for trial in trials)
+    return failures(trials) | ({"not done": unknown} if unknown else {})
 
 
 def _median_steps(trials: Sequence[Trial]) -> str:
@@ -133,8 +141,8 @@ def _parts(latency: Mapping[str, Percentiles]) -> list[tuple[str, str, float]]:
     if "total" not in latency:
         return []
     stages = [(name, STAGE_NAMES[name], latency[name].p50) for name in ("preprocessing", "backbone", "policy")]
-    total = max(latency["total"].p50, sum(seconds for *_, seconds in stages))
-    return [(name, title, seconds / total if total else 0.0) for name, title, seconds in stages]
+    total = max(latency["total"].p50, sum(spent for *_, spent in stages))
+    return [(name, title, spent / total if total else 0.0) for name, title, spent in stages]
 
 
 def _protocol(results: Results) -> Iterator[tuple[str, str]]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from jaxtyping import Float, Float32
 
 from hypervla.contracts import UserError
 from hypervla.durable import write_atomically
+from hypervla.embodiment import EMBODIMENTS
 from hypervla.evaluation.intervals import PairedDifference, Rate
+from hypervla.evaluation.taxonomy import counted
 
 FORMAT = 1
 STAGES = ("preprocessing", "backbone", "policy", "total")
@@ -69,10 +72,23 @@ class Trial:
     acts: int
     """How many times the policy looked and predicted."""
     wall_seconds: float
+    smoothness: float | None = None
+    """Log dimensionless jerk of what the arm was told (smoothness.py); None for an unknown kind of action."""
+    failure: str | None = None
+    """Why it failed (taxonomy.py); None for a success, and where the environment does not say how things stand."""
 
     @property
     def name(self) -> tuple[str, int]:
         return self.task, self.trial
+
+    @property
+    def outcome(self) -> str:
+        """Success, or why not, as far as it is known."""
+        return "success" if self.success else self.failure or ("crashed" if self.error is not None else "not done")
+
+    @property
+    def ending(self) -> str:
+        return f"{self.outcome} after {self.steps} steps"
 
 
 @dataclass(frozen=True)
@@ -135,14 +151,11 @@ class Results:
     @cached_property
     def overall(self) -> Rate:
         """Successes over all trials; the tasks weigh the same, having equally many."""
-        return Rate(sum(trial.success for trial in self.trials), len(self.trials))
+        return Rate.of(trial.success for trial in self.trials)
 
     @cached_property
     def by_task(self) -> Mapping[str, Rate]:
-        return {
-            task: Rate(sum(trial.success for trial in trials), len(trials))
-            for task, trials in self.trials_by_task.items()
-        }
+        return {task: Rate.of(trial.success for trial in trials) for task, trials in self.trials_by_task.items()}
 
     @cached_property
     def trials_by_task(self) -> Mapping[str, tuple[Trial, ...]]:
@@ -152,15 +165,38 @@ class Results:
     def errors(self) -> int:
         return sum(trial.error is not None for trial in self.trials)
 
+    @property
+    def explained(self) -> bool:
+        """Whether it is known of failures why they are."""
+        return any(trial.failure is not None for trial in self.trials)
+
+    @property
+    def control_hz(self) -> float | None:
+        """Steps of the robot in a second; None for a robot that is not known here."""
+        robot = EMBODIMENTS.get(self.conditions.embodiment)
+        return None if robot is None else robot.control_hz
+
     def to_json(self) -> dict[str, Any]:
         return {
             "format": FORMAT,
             "conditions": asdict(self.conditions),
-            "overall": _rate_row(self.overall) | {"errors": self.errors},
-            "tasks": [{"task": task} | _rate_row(rate) for task, rate in self.by_task.items()],
+            "overall": self._row(self.trials) | {"errors": self.errors},
+            "tasks": [{"task": task} | self._row(trials) for task, trials in self.trials_by_task.items()],
             "latency_seconds": {stage: asdict(row) for stage, row in self.latency.items()},
             "provenance": dict(self.provenance),
             "trials": [asdict(trial) for trial in self.trials],
+        }
+
+    def _row(self, trials: Sequence[Trial]) -> dict[str, Any]:
+        rate = Rate.of(trial.success for trial in trials)
+        return {
+            "successes": rate.successes,
+            "trials": rate.trials,
+            "rate": rate.mean,
+            **asdict(rate.interval),
+            "completion_seconds": completion(trials, self.control_hz),
+            "smoothness": smoothness(trials),
+            "failures": failures(trials),
         }
 
     @staticmethod
@@ -185,14 +221,15 @@ class Results:
     def load(path: Path) -> Results:
         """Results written by `save`. Raises UserError for anything else."""
         try:
-            data = json.loads(path.read_text())
+            return Results.from_json(json.loads(path.read_text()))
         except FileNotFoundError as error:
             raise UserError(f"There are no results at {path}: `hypervla eval` writes them.") from error
-        except (OSError, ValueError) as error:
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{path} is not a results file ({error}): give the results.json of an evaluation."
             ) from error
-        return Results.from_json(data)
 
 
 class Journal:
@@ -233,6 +270,23 @@ class Journal:
         with _disk(self.path):
             self._file.write(json.dumps(row, separators=(",", ":")).encode() + b"\n")
             self._file.flush()
+
+
+def completion(trials: Sequence[Trial], control_hz: float | None) -> float | None:
+    """Median seconds that the successes took on the robot's own clock: steps over steps a second."""
+    steps = [trial.steps for trial in trials if trial.success]
+    return statistics.median(steps) / control_hz if steps and control_hz else None
+
+
+def smoothness(trials: Sequence[Trial]) -> float | None:
+    """Median over all trials that have one, failures as well."""
+    found = [trial.smoothness for trial in trials if trial.smoothness is not None]
+    return statistics.median(found) if found else None
+
+
+def failures(trials: Sequence[Trial]) -> dict[str, int]:
+    """How often trials failed, by why, as far as that is known."""
+    return counted(trial.outcome for trial in trials)
 
 
 def paired(first: Results, second: Results) -> PairedDifference:
@@ -277,8 +331,6 @@ def _refuse_other(path: Path, there: Conditions, here: Conditions) -> None:
 
 
 def _trial(row: Mapping[str, Any]) -> Trial:
-    return Trial(**{column.name: row[column.name] for column in fields(Trial)})
-
-
-def _rate_row(rate: Rate) -> dict[str, Any]:
-    return {"successes": rate.successes, "trials": rate.trials, "rate": rate.mean, **asdict(rate.interval)}
+    """Rows of before there was an optional column do without it."""
+    columns = [column for column in fields(Trial) if column.name in row or column.default is MISSING]
+    return Trial(**{column.name: row[column.name] for column in columns})

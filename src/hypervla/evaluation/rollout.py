@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from hypervla.contracts import UserError
-from hypervla.evaluation.film import PLAYBACK_HZ, Film, caption, write_video
+from hypervla.evaluation.film import PLAYBACK_HZ, Film, write_video
 from hypervla.evaluation.processes import ProcessCrew
 from hypervla.evaluation.ray_crew import RayCrew
 from hypervla.evaluation.results import Conditions, Journal, Results, Trial
@@ -125,9 +125,6 @@ def act(
         environment.close()
     if trial.error is not None:
         raise UserError(f"The rollout stopped after {trial.steps} steps: {trial.error}")
-    ending = f"success after {trial.steps} steps" if trial.success else f"not done after {trial.steps} steps"
-    remarks = [f"{task} · step {step}" for step in film.steps[:-1]] + [f"{task} · {ending}"]
-    frames = [caption(frame, instruction, remark) for frame, remark in zip(film.frames, remarks, strict=True)]
     video.parent.mkdir(parents=True, exist_ok=True)
-    write_video(video, frames + frames[-1:] * round(film.hz), film.hz)  # holds the ending for a second
+    write_video(video, film.captioned(instruction, trial.ending), film.hz)
     return trial

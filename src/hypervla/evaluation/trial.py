@@ -6,15 +6,18 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
+from jaxtyping import Float32
 
-from hypervla.contracts import Environment, UserError
+from hypervla.contracts import ActionChunk, Environment, Situated, Situation, UserError
 from hypervla.embodiment import Embodiment
 from hypervla.evaluation.film import Film
 from hypervla.evaluation.results import STAGES, Trial, TrialRecord
+from hypervla.evaluation.smoothness import smoothness
 from hypervla.evaluation.suites import InstructionSet, Suite, environment_seed
+from hypervla.evaluation.taxonomy import Failure, failure
 from hypervla.runtime.execution import Execution
 from hypervla.runtime.protocols import Compiler, TimedPolicy
 
@@ -53,8 +56,9 @@ class Ticket:
     filmed: bool
 
     def record(self, *, started: float, seconds: Sequence[Sequence[float]] = (), **found: Any) -> TrialRecord:
-        """The row this ticket comes to; `found` overrides the row of a trial that went nowhere."""
-        row: dict[str, Any] = {"success": False, "steps": 0, "error": None, "compile_seconds": None} | found
+        """The row this ticket comes to; `found` overrides the row of a trial that crashed before it went anywhere."""
+        row: dict[str, Any] = {"success": False, "steps": 0, "error": None, "compile_seconds": None}
+        row |= {"failure": "crashed"} | found
         trial = Trial(
             task=self.task,
             trial=self.trial,
@@ -82,6 +86,30 @@ def tickets(suite: Suite, *, trials: int, seed: int, instructions: InstructionSe
     ]
 
 
+class Witness:
+    """Sees what the robot is told and how things stand after it: what a trial is judged by, beside its success."""
+
+    def __init__(self, environment: Environment) -> None:
+        self._environment, self._situated = environment, isinstance(environment, Situated)
+        self._actions: list[Float32[np.ndarray, "H A"]] = []
+        self._situations: list[Situation] = []
+
+    def look(self, executed: ActionChunk | None = None) -> None:
+        """At the beginning, and after every execution."""
+        if executed is not None:
+            self._actions.append(executed.actions)
+        if self._situated:
+            self._situations.append(cast(Situated, self._environment).situation())
+
+    def smoothness(self) -> float | None:
+        """None for a robot that never moved, or whose actions are of no known kind."""
+        return smoothness(np.concatenate(self._actions), self._environment.embodiment) if self._actions else None
+
+    def failure(self) -> Failure | None:
+        """Why the trial failed, if it did; None where the environment does not say how things stand."""
+        return failure(self._situations) if self._situations else None
+
+
 def roll_out(
     ticket: Ticket,
     environment: Environment,
@@ -94,11 +122,13 @@ def roll_out(
     started = time.perf_counter()
     seconds: list[tuple[float, ...]] = []
     steps, success, compile_seconds, error = 0, False, None, None
+    witness = Witness(environment)
     try:
         environment.reset(ticket.environment_seed)
         sentence = environment.instructions[0] if ticket.instruction is None else ticket.instruction
         ticket = replace(ticket, instruction=sentence)
         execution.reset()
+        witness.look()
         if film is not None:
             film.look(0)
         observation = environment.observe()
@@ -109,15 +139,24 @@ def roll_out(
             chunk, total = _timed(lambda seen=observation: policy.act(seen))
             timing = policy.last_timing
             seconds.append((timing.preprocessing, timing.backbone, timing.policy, total))
-            outcome = environment.execute(execution.next(chunk).first(max_steps - steps))
+            due = execution.next(chunk).first(max_steps - steps)
+            outcome = environment.execute(due)
             assert outcome.steps > 0, "the environment carried out no action"
             steps, success = steps + outcome.steps, outcome.success
+            witness.look(due.first(outcome.steps))
             if film is not None:
                 film.look(steps, last=success or steps >= max_steps)
     except Exception as crash:
         success, error = False, f"{type(crash).__name__}: {crash}"
     return ticket.record(
-        started=started, seconds=seconds, success=success, steps=steps, error=error, compile_seconds=compile_seconds
+        started=started,
+        seconds=seconds,
+        success=success,
+        steps=steps,
+        error=error,
+        compile_seconds=compile_seconds,
+        smoothness=witness.smoothness(),
+        failure="crashed" if error is not None else None if success else witness.failure(),
     )
 
 

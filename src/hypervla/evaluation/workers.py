@@ -84,7 +84,9 @@ class TrialMaker:
         if record.trial.error is not None:
             with suppress(Exception):  # nothing a crashed environment does may reach the next trial
                 self.close()
-        return Made(record, filmstrip(film) if film is not None and film.frames else None)
+        if film is None or not film.frames:
+            return Made(record, None)
+        return Made(record, filmstrip(film, record.trial.instruction, record.trial.ending))
 
     def close(self) -> None:
         self.opened.close()

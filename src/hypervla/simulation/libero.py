@@ -16,7 +16,7 @@ import tempfile
 import tomllib
 import zipfile
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, cached_property
 from importlib import import_module
 from importlib.resources import files
 from importlib.util import find_spec
@@ -26,8 +26,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
-from hypervla.contracts import ActionChunk, Observation, Outcome, UserError
+from hypervla.contracts import ActionChunk, Observation, Outcome, Situation, UserError
 from hypervla.embodiment import LIBERO_PANDA
+from hypervla.simulation.movables import Movables
 
 ASSETS = "HYPERVLA_LIBERO_ASSETS"
 STAND_INS = "STAND_INS.txt"
@@ -37,6 +38,8 @@ CAMERAS = {"image": "agentview", "wrist_image": "robot0_eye_in_hand"}
 WAITING = np.array([0, 0, 0, 0, 0, 0, -1.0])
 WAITING_STEPS = 10
 """What was put down comes to rest before the policy looks."""
+PUSHED = "push_the_plate_to_the_front_of_the_stove"
+"""The only task that asks for a thing to be somewhere without its being picked up."""
 FIXTURES = 0
 """Seed of what a stored state does not hold: where cabinet and stove stand."""
 
@@ -114,6 +117,17 @@ class LiberoEnvironment:
         bodies, data = list(self.simulator.env.obj_body_id.values()), self.simulator.sim.data
         return np.concatenate([data.body_xpos[bodies], data.body_xquat[bodies]], 1).reshape(-1).astype(np.float32)
 
+    def situation(self) -> Situation:
+        """Things by the names of their joints; what the description asks for is asked for until it holds."""
+        task, data = self.simulator.env, self.simulator.sim.data._data
+        to_hold, to_move = set(), set()
+        for predicate, thing, *where in task.parsed_problem["goal_state"]:
+            if not task._eval_predicate([predicate, thing, *where]):
+                asked = to_hold if where and self.task != PUSHED else to_move
+                asked.update(task.get_object(thing).joints)
+        hand, held = np.array(self._seen["robot0_eef_pos"]), self._movables.held(data)
+        return Situation(hand, held, self._movables.places(data), frozenset(to_hold), frozenset(to_move))
+
     def execute(self, chunk: ActionChunk) -> Outcome:
         for count, action in enumerate(chunk.actions, start=1):
             if self._step(action):
@@ -130,6 +144,17 @@ class LiberoEnvironment:
         closing, self.simulator = self.simulator, None
         if closing is not None:
             closing.close()
+
+    @cached_property
+    def _movables(self) -> Movables:
+        """Everything with a joint but the robot."""
+        sim, gripper = self.simulator.sim, self.simulator.robots[0].gripper
+        model, own = sim.model._model, set(self.simulator.robots[0].robot_model.joints) | set(gripper.joints)
+        names = {joint: name for joint in range(model.njnt) if (name := model.joint(joint).name) not in own}
+        left, right = (
+            [model.geom(name).id for name in gripper.important_geoms[f"{side}_finger"]] for side in ("left", "right")
+        )
+        return Movables(model, sim.data._data, names, (left, right))
 
     def _step(self, action: np.ndarray) -> bool:
         """One control step; whether the task is done."""

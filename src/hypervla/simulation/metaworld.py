@@ -13,7 +13,7 @@ import tomllib
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib import import_module
 from importlib.resources import files
 from typing import Any
@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from hypervla.contracts import ActionChunk, Observation, Outcome, UserError
+from hypervla.contracts import ActionChunk, Observation, Outcome, Situation, UserError
 from hypervla.embodiment import METAWORLD_SAWYER
+from hypervla.simulation.movables import Movables
 
 CAMERA = "corner2"
 CAMERA_POSITION = (0.75, 0.075, 0.7)
@@ -45,6 +46,34 @@ def tasks() -> Mapping[str, TaskInstructions]:
 
 SHARED_SCENE = ("reach-v3", "push-v3", "pick-place-v3")
 """Tasks whose scenes hold the same puck and a goal marker, so that each can be asked for in each."""
+
+
+PICKED_UP = (
+    "assembly-v3",
+    "basketball-v3",
+    "bin-picking-v3",
+    "box-close-v3",
+    "disassemble-v3",
+    "hammer-v3",
+    "peg-insert-side-v3",
+    "peg-unplug-side-v3",
+    "pick-out-of-hole-v3",
+    "pick-place-v3",
+    "pick-place-wall-v3",
+    "shelf-place-v3",
+    "stick-pull-v3",
+    "stick-push-v3",
+)
+"""Tasks in which what lies loose has to be picked up; in all others it may as well be pushed."""
+
+BYSTANDERS = {
+    "reach-v3": "obj",
+    "reach-wall-v3": "obj",
+    "coffee-button-v3": "obj",
+    "coffee-push-v3": "coffee_machine",
+    "coffee-pull-v3": "coffee_machine",
+}
+"""What can be moved but is not asked for, by task and by its body's name; everything else is what the task is about."""
 
 
 class MetaworldEnvironment:
@@ -98,6 +127,15 @@ class MetaworldEnvironment:
                 return Outcome(success=True, steps=count)
         return Outcome(success=False, steps=len(chunk))
 
+    def situation(self) -> Situation:
+        """What is asked for stays asked for until the end, since success ends the trial."""
+        data, movables = self._simulator.data, self._movables
+        places = movables.places(data)
+        asked = frozenset(places) - {BYSTANDERS.get(self.task)}
+        to_hold = asked & movables.loose if self.task in PICKED_UP else frozenset()
+        hand = np.array(self._simulator.tcp_center)
+        return Situation(hand, movables.held(data), places, to_hold, asked - to_hold)
+
     def render(self, size: int) -> UInt8[np.ndarray, "size size 3"]:
         """The whole camera view at size × size pixels, upright."""
         mujoco: Any = import_module("mujoco")  # its names are compiled: type checkers see none of them
@@ -114,6 +152,16 @@ class MetaworldEnvironment:
     def close(self) -> None:
         _close_all(self._renderers)
         self._simulator.close()
+
+    @cached_property
+    def _movables(self) -> Movables:
+        """Everything with a joint but the robot, by the name of the body it stands on."""
+        model, names = self._simulator.model, {}
+        for joint, body in enumerate(model.jnt_bodyid.tolist()):
+            if (name := model.body(model.body_rootid[body]).name) != "base":
+                names[joint] = name
+        pads = [[model.geom(f"{side}pad_geom").id] for side in ("left", "right")]
+        return Movables(model, self._simulator.data, names, (pads[0], pads[1]))
 
     def _achieved(self) -> bool:
         """This task's success in another task's scene, by Metaworld's own distances: the hand (reach) or the puck

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Float64
 
-from hypervla.contracts import ActionChunk, Observation, Outcome, UserError
+from hypervla.contracts import ActionChunk, Observation, Outcome, Situation, UserError
 from hypervla.embodiment import WIDOWX
 
 ASSETS = "HYPERVLA_SIMPLER_ASSETS"
@@ -108,6 +108,18 @@ class SimplerEnvironment:
                 return Outcome(success=True, steps=count)
         return Outcome(success=False, steps=len(chunk))
 
+    def situation(self) -> Situation:
+        """The task's two things; the first is to be picked up, until the trial ends."""
+        agent, things = self.simulator.agent, self.simulator.objs
+        held = [name for name, thing in things.items() if bool(agent.is_grasping(thing).item())]
+        return Situation(
+            hand=_place(agent.robot.links_map["ee_gripper_link"]),
+            held=held[0] if held else None,
+            things={name: _place(thing) for name, thing in things.items()},
+            to_hold=frozenset([self.simulator.source_obj_name]),
+            to_move=frozenset(),
+        )
+
     def close(self) -> None:
         closing, self.simulator = self.simulator, None
         if closing is not None:
@@ -128,6 +140,11 @@ class SimplerEnvironment:
         turns = self._turns.cpu().numpy()[random.integers(len(self._turns))].copy()
         turns[0] = _turned(turns[0], random.uniform(-np.pi, np.pi) if len(self._turns) <= 2 else 0.0)
         return torch.tensor(drawn[None], dtype=torch.float32), torch.tensor(turns[None], dtype=torch.float32)
+
+
+def _place(body: Any) -> Float64[np.ndarray, "3"]:
+    """Where a body of the simulator is, in metres."""
+    return body.pose.p[0].cpu().numpy().astype(np.float64)
 
 
 def _turned(quaternion: np.ndarray, angle: float) -> np.ndarray:
