@@ -96,6 +96,16 @@ def told(environment: MetaworldEnvironment, act: Callable[[int], np.ndarray], st
 STILL, AWAY = np.float32([0, 0, 0, -1]), np.float32([-1, 0, 1, -1])
 
 
+@pytest.mark.parametrize("task", ["peg-unplug-side-v3", "pick-out-of-hole-v3"])
+def test_a_gripper_that_opens_or_closes_still_takes_what_wants_a_gentle_one(task: str) -> None:
+    environment = MetaworldEnvironment(task)
+    expert = ScriptedExpert(environment)
+    environment.reset(3)
+    done = (environment.execute(ActionChunk(expert.action()[None])).success for _ in range(200))
+    assert any(done)
+    environment.close()
+
+
 def test_what_an_expert_is_kept_from_is_told_from_the_simulators_state() -> None:
     """Its fingers stay open, or open on the way; it never sets out, or leaves off before the end."""
 
