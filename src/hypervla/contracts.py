@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64, UInt8
 
 if TYPE_CHECKING:
-    from hypervla.embodiment import Embodiment
+    from hypervla.embodiment import Camera, Embodiment
 
 Image = UInt8[np.ndarray, "height width 3"]
 MAX_INSTRUCTION_CHARACTERS = 500
@@ -222,6 +222,15 @@ class Situated(Protocol):
 
     def situation(self) -> Situation:
         """How things are now. Cheap, and changes nothing."""
+        ...
+
+
+@runtime_checkable
+class Adjustable(Protocol):
+    """An environment whose cameras deliver what a policy wants of them."""
+
+    def look_through(self, cameras: Sequence[Camera]) -> None:
+        """Deliver these of the robot's cameras from now on, at their own sizes. Raises UserError for others."""
         ...
 
 

@@ -32,6 +32,7 @@ from hypervla.evaluation.rollout import act, evaluate
 from hypervla.evaluation.smoothness import smoothness
 from hypervla.evaluation.suites import Suite
 from hypervla.evaluation.trial import Ticket, roll_out
+from hypervla.evaluation.workers import adjust
 from hypervla.runtime.execution import OpenLoop, RecedingHorizon
 
 SEED = 1_000_000
@@ -256,3 +257,19 @@ def test_a_sentence_no_policy_can_be_compiled_from_is_refused(tmp_path: Path) ->
             video=tmp_path / "out.mp4",
             load=load_point,
         )
+
+
+def test_cameras_are_adjusted_to_the_policy_or_refused() -> None:
+    class Adjusting(PointWorld):
+        def look_through(self, cameras) -> None:
+            self.looked = tuple(cameras)
+
+    other = replace(POINT, cameras=(replace(POINT.cameras[0], height=48, width=48, crop=None),))
+    adjusting, fixed = Adjusting("find"), PointWorld("find")
+    adjust(adjusting, POINT)
+    adjust(fixed, POINT)
+    assert not hasattr(adjusting, "looked")
+    adjust(adjusting, other)
+    assert adjusting.looked == other.cameras
+    with pytest.raises(UserError, match="looks at top 48×48, but the cameras of point deliver top"):
+        adjust(fixed, other)

@@ -7,6 +7,7 @@ import os
 import pickle
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 from tests.conformance.environment import check_environment
 
 from hypervla.contracts import ActionChunk, UserError
+from hypervla.embodiment import LIBERO_PANDA
 from hypervla.evaluation.taxonomy import failure
 from hypervla.simulation import libero
 from hypervla.simulation.demonstrators.libero import LiberoExpert
@@ -180,6 +182,32 @@ def test_the_expert_reaches_the_goal_from_a_stored_state(opened: Open, suite: st
         if environment.execute(ActionChunk(expert.action()[None])).success:
             break
     assert scene.holds(scene.goals[0])
+
+
+def test_cameras_deliver_what_a_policy_wants(opened: Open) -> None:
+    environment = opened("object", 0)
+    environment.reset(STORED)
+    whole = environment.observe().images
+    small = replace(LIBERO_PANDA.camera("wrist_image"), height=128, width=128)
+    environment.look_through([small])
+    seen = environment.observe().images
+    assert {name: image.shape for name, image in seen.items()} == {"wrist_image": (128, 128, 3)}
+    blocks = whole["wrist_image"].reshape(128, 2, 128, 2, 3).mean((1, 3))
+    assert np.abs(seen["wrist_image"] - blocks).mean() < 8, "the same view"
+    with pytest.raises(UserError, match="has no camera 'top'"):
+        environment.look_through([replace(small, name="top")])
+
+
+def test_protocols_differ_as_published(assets: Path) -> None:
+    name = tasks()["object"][0]
+    openness = {}
+    for whose, protocol in libero.PROTOCOLS.items():
+        environment = LiberoEnvironment("object", name, STORED, protocol)
+        environment.reset(STORED)
+        openness[whose] = environment.proprio()[6]
+        assert [camera.flip for camera in environment.embodiment.cameras] == [protocol.flip] * 2
+        environment.close()
+    assert openness[""] == openness["-lerobot"] > openness["-hypervla"] + 0.005
 
 
 @pytest.mark.usefixtures("assets")

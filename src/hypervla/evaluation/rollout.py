@@ -15,7 +15,7 @@ from hypervla.evaluation.ray_crew import RayCrew
 from hypervla.evaluation.results import Conditions, Journal, Results, Trial
 from hypervla.evaluation.suites import InstructionSet, Suite, environment_seed
 from hypervla.evaluation.trial import Load, Ticket, check_embodiment, load_compiler, roll_out, tickets
-from hypervla.evaluation.workers import Job
+from hypervla.evaluation.workers import Job, adjust
 from hypervla.runtime.execution import Execution
 from hypervla.runtime.opening import FAST, describe
 from hypervla.runtime.provenance import code_commit, command, machine
@@ -117,6 +117,7 @@ def act(
     compiler = (load or partial(load_compiler, robot=suite.embodiment))(checkpoint, device)
     check_embodiment(compiler, suite)
     environment = suite.environment(task)
+    adjust(environment, compiler.embodiment)
     film = Film(environment, size, smooth=1, every=max(1, round(suite.embodiment.control_hz / PLAYBACK_HZ)))
     ticket = Ticket(task, 0, environment_seed(seed, 0), instruction, filmed=True)
     try:

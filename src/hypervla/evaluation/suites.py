@@ -9,7 +9,7 @@ from functools import partial
 from typing import Literal
 
 from hypervla.contracts import Demonstrator, Environment, Make, UserError
-from hypervla.embodiment import GOOGLE_ROBOT, LIBERO_PANDA, METAWORLD_SAWYER, WIDOWX, Embodiment
+from hypervla.embodiment import GOOGLE_ROBOT, METAWORLD_SAWYER, WIDOWX, Embodiment
 
 InstructionSet = Literal["canonical", "train", "held_out"]
 """Which sentences ask for the task: the first training sentence, all training sentences, or those kept for testing."""
@@ -119,27 +119,20 @@ def _metaworld_demonstrated(task: str) -> tuple[Environment, Demonstrator]:
     return make(task)
 
 
-LIBERO_STEPS = {
-    "libero": {"spatial": 220, "object": 280, "goal": 300, "10": 520},
-    "libero-lerobot": {"spatial": 280, "object": 280, "goal": 300, "10": 520},
-    "libero-hypervla": {"spatial": 520, "object": 520, "goal": 520, "10": 520},
-}
-"""Steps of a trial by protocol: OpenVLA's, LeRobot's, and that of HyperVLA's released code."""
-
-
-def _libero(name: str, part: str, max_steps: int) -> Suite:
+def _libero(part: str, whose: str) -> Suite:
     from hypervla.simulation import libero
 
+    protocol = libero.PROTOCOLS[whose]
     return Suite(
-        name=name,
+        name=f"libero-{part}{whose}",
         tasks=libero.tasks()[part],
-        embodiment=LIBERO_PANDA,
-        environment=partial(_libero_environment, part),
+        embodiment=protocol.robot,
+        environment=partial(_libero_environment, part, whose),
         sentences=_libero_sentences,
-        success_rule="LIBERO's own goal, at any step after ten of waiting, from its stored initial states.",
+        success_rule=protocol.rule(part),
         scene=libero.scene(),
-        max_steps=max_steps,
-        make=partial(_libero_demonstrated, part),
+        max_steps=protocol.steps[part],
+        make=partial(_libero_demonstrated, part, whose),
         needs="libero",
     )
 
@@ -222,17 +215,17 @@ def _scene_sentences(task: str, instructions: InstructionSet) -> tuple[str, ...]
     return ()
 
 
-def _libero_environment(part: str, task: str) -> Environment:
-    from hypervla.simulation.libero import LiberoEnvironment
+def _libero_environment(part: str, whose: str, task: str) -> Environment:
+    from hypervla.simulation.libero import PROTOCOLS, LiberoEnvironment
 
-    return LiberoEnvironment(part, task, stored_from=FIRST_EVALUATION_SEED)
+    return LiberoEnvironment(part, task, FIRST_EVALUATION_SEED, PROTOCOLS[whose])
 
 
-def _libero_demonstrated(part: str, task: str) -> tuple[Environment, Demonstrator]:
+def _libero_demonstrated(part: str, whose: str, task: str) -> tuple[Environment, Demonstrator]:
     from hypervla.simulation.demonstrators.libero import LiberoExpert
-    from hypervla.simulation.libero import LiberoEnvironment
+    from hypervla.simulation.libero import PROTOCOLS, LiberoEnvironment
 
-    environment = LiberoEnvironment(part, task, stored_from=FIRST_EVALUATION_SEED)
+    environment = LiberoEnvironment(part, task, FIRST_EVALUATION_SEED, PROTOCOLS[whose])
     return environment, LiberoExpert(environment)
 
 
@@ -294,8 +287,7 @@ SUITES: dict[str, Callable[[], Suite]] = {
     "simpler-google": partial(_simpler_google, "simpler-google"),
     "simpler-google-hypervla": partial(_simpler_google, "simpler-google-hypervla"),
 } | {
-    name: partial(_libero, name, part, steps)
-    for protocol, parts in LIBERO_STEPS.items()
-    for part, steps in parts.items()
-    for name in [protocol.replace("libero", f"libero-{part}")]
+    f"libero-{part}{whose}": partial(_libero, part, whose)
+    for whose in ("", "-lerobot", "-hypervla")
+    for part in ("spatial", "object", "goal", "10")
 }

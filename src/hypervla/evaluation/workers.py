@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hypervla.contracts import Environment, UserError
+from hypervla.contracts import Adjustable, Environment, UserError
+from hypervla.embodiment import Embodiment
 from hypervla.evaluation.expert import EXPERT, Demonstrating
 from hypervla.evaluation.film import Film, Filmstrip, filmstrip
 from hypervla.evaluation.results import TrialRecord
@@ -73,6 +74,7 @@ class TrialMaker:
         started = time.perf_counter()
         try:
             environment = self.opened.get(ticket.task)
+            adjust(environment, self.compiler.embodiment)
         except UserError:
             raise
         except Exception as crash:
@@ -109,6 +111,29 @@ class OpenEnvironment:
         closing, self.environment = self.environment, None
         if closing is not None:
             closing.close()
+
+
+def adjust(environment: Environment, robot: Embodiment) -> None:
+    """Let the environment's cameras deliver what a policy for this robot looks at, and no more where that saves work.
+    Raises UserError where they cannot."""
+    wanted, delivered = _sizes(robot), _sizes(environment.embodiment)
+    if wanted == delivered:
+        return
+    if isinstance(environment, Adjustable):
+        environment.look_through(robot.cameras)
+    elif not wanted.items() <= delivered.items():
+        raise UserError(
+            f"The policy looks at {_said(wanted)}, but the cameras of {environment.embodiment.name} deliver "
+            f"{_said(delivered)} here: choose another checkpoint or suite."
+        )
+
+
+def _sizes(robot: Embodiment) -> dict[str, tuple[int, int]]:
+    return {camera.name: (camera.height, camera.width) for camera in robot.cameras}
+
+
+def _said(sizes: Mapping[str, tuple[int, int]]) -> str:
+    return ", ".join(f"{name} {height}×{width}" for name, (height, width) in sizes.items())
 
 
 def _device_name(device: str) -> str:

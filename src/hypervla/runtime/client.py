@@ -61,7 +61,7 @@ class RemoteCompiler:
     def __init__(self, url: str, embodiment: Embodiment) -> None:
         """A server of ours takes what the camera delivers; any other is sent what a policy looks at, cropped and
         turned, as openpi's own clients do. Raises UserError where nobody answers, or for a server of another robot."""
-        self._url, self.embodiment = url, embodiment
+        self._url = url
         connection = Connection(url)
         connection.close()
         about = connection.metadata
@@ -75,6 +75,8 @@ class RemoteCompiler:
                 f"The server at {url} drives {robot.get('name')}, but {embodiment.name} was wanted: "
                 "serve another checkpoint, or choose another suite."
             )
+        self.embodiment = embodiment if robot is None else _robot(robot, url)
+        """As its server knows it: with the cameras that it looks through."""
 
     def compile(self, instruction: str, images: Mapping[str, Image]) -> RemotePolicy:
         """Begin an episode. The server compiles when the first observation comes, which is when the images are sent."""
@@ -104,6 +106,13 @@ class RemotePolicy:
         self.policy_id = answer.get("policy_id")
         self.last_timing = _timing(answer, time.perf_counter() - began)
         return chunk
+
+
+def _robot(row: Any, url: str) -> Embodiment:
+    try:
+        return Embodiment.from_json(row)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"The server at {url} does not say what robot it drives ({error!r}).") from error
 
 
 def _timing(answer: Mapping[str, Any], total: float) -> Timing:

@@ -16,6 +16,7 @@ import tempfile
 import tomllib
 import zipfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from importlib import import_module
 from importlib.resources import files
@@ -27,7 +28,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
 from hypervla.contracts import ActionChunk, Observation, Outcome, Situation, UserError
-from hypervla.embodiment import LIBERO_PANDA
+from hypervla.embodiment import LIBERO_PANDA, Camera, Embodiment, Flip
 from hypervla.simulation.movables import Movables
 
 ASSETS = "HYPERVLA_LIBERO_ASSETS"
@@ -35,13 +36,49 @@ STAND_INS = "STAND_INS.txt"
 """In a folder of assets: some of its pictures are plain ones in place of the originals."""
 CAMERAS = {"image": "agentview", "wrist_image": "robot0_eye_in_hand"}
 """LIBERO's cameras by the embodiment's."""
-WAITING = np.array([0, 0, 0, 0, 0, 0, -1.0])
 WAITING_STEPS = 10
 """What was put down comes to rest before the policy looks."""
 PUSHED = "push_the_plate_to_the_front_of_the_stove"
 """The only task that asks for a thing to be somewhere without its being picked up."""
 FIXTURES = 0
 """Seed of what a stored state does not hold: where cabinet and stove stand."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How somebody tries policies on LIBERO, where the published evaluations differ."""
+
+    whose: str
+    steps: Mapping[str, int]
+    """Of a trial, by suite."""
+    flip: Flip
+    """How pictures are turned for a policy that does not say so itself."""
+    waiting_gripper: float
+    """What the gripper is told while things come to rest: −1 opens it, 0 leaves it."""
+
+    @property
+    def robot(self) -> Embodiment:
+        cameras = tuple(replace(camera, flip=self.flip) for camera in LIBERO_PANDA.cameras)
+        return replace(LIBERO_PANDA, cameras=cameras)
+
+    def rule(self, suite: str) -> str:
+        """One sentence for the report."""
+        waiting = "opening the gripper" if self.waiting_gripper else "leaving the gripper"
+        turned = "turned by 180°" if self.flip == "both" else "flipped upright"
+        return (
+            f"LIBERO's own goal, at any step, from its stored initial states; {self.whose} protocol: ten steps of "
+            f"waiting, {waiting}, then at most {self.steps[suite]}; pictures are {turned} for a policy that does not "
+            f"say how."
+        )
+
+
+OPENVLA = Protocol("OpenVLA's", {"spatial": 220, "object": 280, "goal": 300, "10": 520}, "both", -1.0)
+PROTOCOLS: Mapping[str, Protocol] = {
+    "": OPENVLA,
+    "-lerobot": replace(OPENVLA, whose="LeRobot's", steps={**OPENVLA.steps, "spatial": 280}),
+    "-hypervla": Protocol("HyperVLA's released", dict.fromkeys(OPENVLA.steps, 520), "vertical", 0.0),
+}
+"""By the ending of the suite's name."""
 
 
 @cache
@@ -72,15 +109,15 @@ class LiberoEnvironment:
     initial states, one after another and around.
     """
 
-    embodiment = LIBERO_PANDA
-
-    def __init__(self, suite: str, task: str, stored_from: int) -> None:
+    def __init__(self, suite: str, task: str, stored_from: int, protocol: Protocol = OPENVLA) -> None:
         """Raises UserError for a task that is none, and where LIBERO or its assets are missing."""
         if task not in tasks().get(suite, ()):
             raise UserError(f"LIBERO's suite '{suite}' has no task '{task}'.")
         self.suite, self.task = suite, task
         self.instructions: Sequence[str] = (sentence(task),)
         self._stored_from = stored_from
+        self.embodiment = protocol.robot
+        self._waiting = np.array([0, 0, 0, 0, 0, 0, protocol.waiting_gripper])
         package = _package()
         self._states = stored_states(package / "init_files" / f"libero_{suite}" / f"{task}.pruned_init")
         self.simulator: Any = _make_simulator(package / "bddl_files" / f"libero_{suite}" / f"{task}.bddl")
@@ -100,7 +137,15 @@ class LiberoEnvironment:
         if stored:
             self.simulator.set_init_state(self._states[(seed - self._stored_from) % len(self._states)])
         for _ in range(WAITING_STEPS):
-            self._step(WAITING)
+            self._step(self._waiting)
+
+    def look_through(self, cameras: Sequence[Camera]) -> None:
+        """Deliver these of the robot's cameras from now on, at their own sizes."""
+        for camera in cameras:
+            self.embodiment.camera(camera.name)
+            if camera.height != camera.width:
+                raise UserError(f"LIBERO's pictures are square, but {camera.height}×{camera.width} was wanted.")
+        self.embodiment = replace(self.embodiment, cameras=tuple(cameras))
 
     def observe(self) -> Observation:
         images = {camera.name: self._picture(camera.name, camera.height) for camera in self.embodiment.cameras}
@@ -135,9 +180,8 @@ class LiberoEnvironment:
         return Outcome(success=False, steps=len(chunk))
 
     def render(self, size: int) -> UInt8[np.ndarray, "size size 3"]:
-        """What the policy's first camera sees, at size × size pixels and upright."""
-        camera = self.embodiment.cameras[0]
-        return np.ascontiguousarray(self._picture(camera.name, size)[::-1])
+        """What the camera in front sees, at size × size pixels and upright."""
+        return np.ascontiguousarray(self._picture(LIBERO_PANDA.cameras[0].name, size)[::-1])
 
     def close(self) -> None:
         _close_all(self._renderers)

@@ -23,7 +23,7 @@ RECORDINGS = {
 
 def canonical(name: str, tasks: tuple[str, ...]) -> tuple[str, ...]:
     """The sentences that ask for these tasks of a suite in its recordings."""
-    return tuple(suite(name).instruction(task, "canonical", 0) for task in tasks)
+    return tuple(suite(name).sentences(task, "canonical")[0] for task in tasks)
 
 
 def _of(name: str, recordings: tuple[str, ...], **fields: object) -> Study:

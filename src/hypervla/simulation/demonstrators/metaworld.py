@@ -8,8 +8,8 @@ from jaxtyping import Float32
 from hypervla.simulation.metaworld import MetaworldEnvironment
 
 GENTLE = {"peg-unplug-side-v3": 0.9, "pick-out-of-hole-v3": 0.5}
-"""Tasks whose experts grip with a sixth of our force and so begin on the way down; with the fingers' opening, of 1, below
-which they have closed around the thing."""
+"""Tasks whose experts grip with a sixth of our force and so begin on the way down; with the fingers' opening, of 1,
+below which they have closed around the thing."""
 
 
 class ScriptedExpert:
