@@ -117,12 +117,17 @@ def simpler_small(robot: Embodiment = WIDOWX) -> Recipe:
 
 
 def _simulated(name: str, robot: Embodiment) -> Recipe:
-    """`small` where cameras stand still and colours are what they are: views are shifted and nothing else, in bf16."""
+    """`small` where cameras stand still and colours are what they are: views are shifted and nothing else, in bf16.
+
+    Actions are normalised to their bounds: a hand turns in few steps but fast then, more than five standard deviations,
+    which is where the head ends (docs/log.md, 2026-11-27).
+    """
     recipe = small(robot)
+    seen = {"augmentation": None, "view_shift": 4, "frames_per_episode": 8}
     return replace(
         recipe,
         name=name,
-        sampling=replace(recipe.sampling, augmentation=None, view_shift=4, frames_per_episode=8),
+        sampling=replace(recipe.sampling, **seen, normalisation="bounds"),
         steps=3_000,
         memory_gb=16.0,
         precision="bfloat16",
