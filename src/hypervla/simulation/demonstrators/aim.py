@@ -1,4 +1,4 @@
-"""What an expert that works in phases wants next."""
+"""What an expert wants next: where the hand goes, and how what is left of the way becomes an action."""
 
 from __future__ import annotations
 
@@ -8,12 +8,36 @@ import numpy as np
 from jaxtyping import Float64
 
 Vector = Float64[np.ndarray, "3"]
+Rotation = Float64[np.ndarray, "3 3"]
+
+
+@dataclass(frozen=True)
+class Pose:
+    """Where a hand is, or should be."""
+
+    place: Vector
+    rotation: Rotation
+    """Columns: the line the fingers are apart along, the one across it, and where the hand points."""
 
 
 @dataclass(frozen=True)
 class Aim:
-    """Where the hand should go now, whether the fingers close, and whether this phase is over."""
+    """Where the hand should go now, and whether the fingers close."""
 
-    place: Vector
+    pose: Pose
     closed: bool
-    over: bool
+
+
+def rotation_left(now: Rotation, wanted: Rotation) -> Vector:
+    """Axis times angle in radians from one rotation to another, in the world."""
+    left = wanted @ now.T
+    sine = np.array([left[2, 1] - left[1, 2], left[0, 2] - left[2, 0], left[1, 0] - left[0, 1]]) / 2
+    length, cosine = float(np.linalg.norm(sine)), (np.trace(left) - 1) / 2
+    return np.zeros(3) if length < 1e-9 else sine / length * np.arctan2(length, cosine)
+
+
+def about(axis: Vector, angle: float) -> Rotation:
+    """The rotation by an angle in radians about an axis of length 1."""
+    x, y, z = axis
+    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross

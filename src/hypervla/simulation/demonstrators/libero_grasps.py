@@ -1,0 +1,100 @@
+"""Where LIBERO's things are grasped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hypervla.simulation.demonstrators.aim import Rotation, Vector
+from hypervla.simulation.demonstrators.libero_motions import DOWN, DOWN_TURNED
+from hypervla.simulation.demonstrators.libero_scene import Scene
+
+OPENING = 0.074
+"""Metres that the fingers can reach around."""
+FINGER = 0.05
+"""Metres from the middle of the hand to a finger of the open gripper."""
+PALM, PALM_HEIGHT = 0.1, 0.07
+"""Metres from the middle of the hand to its broad sides, and from where fingers close up to them."""
+RIM = {"akita_black_bowl": 0.045, "porcelain_mug": 0.04, "white_yellow_mug": 0.047}
+"""Metres from the middle of a bowl or mug to where its rim is grasped, by kind."""
+RIM_CENTRE = {"porcelain_mug": 0.014, "white_yellow_mug": -0.018}
+"""Metres along a mug's own x from its origin to the middle of its rim, by kind."""
+KNOB = {"moka_pot": 0.008}
+"""Metres below the top of a knob to where it is grasped, by kind."""
+
+
+@dataclass(frozen=True)
+class Grasp:
+    """Where the hand closes: an offset from the thing's place, and whether it is turned by a quarter."""
+
+    offset: Vector
+    turned: bool
+
+    @property
+    def rotation(self) -> Rotation:
+        return DOWN_TURNED if self.turned else DOWN
+
+
+def choose(scene: Scene, thing: str, target: str) -> Grasp:
+    """The grasp from above with the most room, where the thing is and where it goes."""
+    kind = thing.rsplit("_", 1)[0]
+    grasps = _at_the_knob(scene, thing, KNOB[kind]) if kind in KNOB else _across(scene, thing)
+    if kind in RIM:
+        grasps = _around_the_rim(scene, thing, RIM[kind], RIM_CENTRE.get(kind, 0.0))
+
+    def worth(grasp: Grasp) -> tuple[float, bool, float]:
+        """Larger is better: touching nothing, then not turned, since the arm reaches less far with that, then room."""
+        here = _room(scene, thing, scene.at(thing), grasp)
+        there = _room(scene, thing, scene.place(target), grasp) if scene.joints(target) else here
+        return min(here, there, 0.0), not grasp.turned, here
+
+    return max(grasps, key=worth)
+
+
+def _around_the_rim(scene: Scene, thing: str, reach: float, centre: float) -> list[Grasp]:
+    """Up to four places on a rim: not where a handle is."""
+    box, at = scene.box(thing), scene.at(thing)
+    middle = scene.rotation(thing) @ np.array([centre, 0, 0])
+    middle[2] = _depth(scene, thing, 0.03)
+    grasps = []
+    for axis, turned in ((1, False), (0, True)):
+        for side in (1, -1):
+            edge = (box.high if side > 0 else box.low)[axis] - at[axis] - middle[axis]
+            if abs(edge) < reach + 0.02:
+                grasps.append(Grasp(middle + side * reach * np.eye(3)[axis], turned))
+    return grasps
+
+
+def _at_the_knob(scene: Scene, thing: str, below: float) -> list[Grasp]:
+    offset = np.array([0, 0, scene.box(thing).high[2] - below - scene.at(thing)[2]])
+    return [Grasp(offset, turned) for turned in (False, True)]
+
+
+def _across(scene: Scene, thing: str) -> list[Grasp]:
+    """From above, across whichever side fits between the fingers, in the middle and beside it."""
+    box, at = scene.box(thing), scene.at(thing)
+    size, centre = box.high - box.low, np.array([*(box.middle - at)[:2], _depth(scene, thing, 0.05)])
+    fitting = [turned for turned in (False, True) if size[0 if turned else 1] < OPENING] or [size[0] < size[1]]
+    grasps = []
+    for turned in fitting:
+        across = np.array([0, 1.0, 0]) if turned else np.array([1.0, 0, 0])
+        reach = max(0.0, float(size @ across) / 2 - 0.02)
+        grasps += [Grasp(centre + share * reach * across, turned) for share in (0.0, 0.5, -0.5, 1.0, -1.0)]
+    return grasps
+
+
+def _depth(scene: Scene, thing: str, below: float) -> float:
+    """How high above a thing's origin the fingers close: so far below its top, and not on what it stands on."""
+    box = scene.box(thing)
+    return float(max(box.low[2] + 0.012, box.high[2] - below) - scene.at(thing)[2])
+
+
+def _room(scene: Scene, thing: str, at: Vector, grasp: Grasp) -> float:
+    """Metres between the open hand around a thing at a place and the nearest other thing, up to what is enough."""
+    place = at + grasp.offset
+    along = np.array([1.0, 0, 0]) if grasp.turned else np.array([0, 1.0, 0])
+    points = [(place + side * FINGER * along, 0.01) for side in (1, -1)]
+    points += [(place + side * PALM * along + np.array([0, 0, PALM_HEIGHT]), 0.03) for side in (1, 0.5, -0.5, -1)]
+    others = [name for name in scene.things if name != thing]
+    return min([0.02, *(scene.distance(name, point) - size for name in others for point, size in points)])
