@@ -16,12 +16,15 @@ FINGER = 0.05
 """Metres from the middle of the hand to a finger of the open gripper."""
 PALM, PALM_HEIGHT = 0.1, 0.07
 """Metres from the middle of the hand to its broad sides, and from where fingers close up to them."""
-RIM = {"akita_black_bowl": 0.045, "porcelain_mug": 0.04, "white_yellow_mug": 0.047}
+RIM = {"akita_black_bowl": 0.045, "plate": 0.062, "porcelain_mug": 0.04, "white_yellow_mug": 0.047}
 """Metres from the middle of a bowl or mug to where its rim is grasped, by kind."""
 RIM_CENTRE = {"porcelain_mug": 0.014, "white_yellow_mug": -0.018}
 """Metres along a mug's own x from its origin to the middle of its rim, by kind."""
 KNOB = {"moka_pot": 0.008}
 """Metres below the top of a knob to where it is grasped, by kind."""
+
+HANDLE = {"white_yellow_mug": (0.05, 0.06)}
+"""Metres along a mug's own x from its origin to its handle, and above, by kind."""
 
 
 @dataclass(frozen=True)

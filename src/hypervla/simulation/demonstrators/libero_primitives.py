@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from hypervla.simulation.demonstrators.aim import Aim, Pose, Rotation, Vector, about
-from hypervla.simulation.demonstrators.libero_grasps import choose
+from hypervla.simulation.demonstrators.libero_grasps import HANDLE, choose
 from hypervla.simulation.demonstrators.libero_motions import CLEARANCE, DOWN, DOWN_TURNED, NEAR, Hand
 from hypervla.simulation.demonstrators.libero_scene import Scene
 
@@ -17,8 +17,10 @@ HOVER = 0.1
 """Metres before a grasp."""
 SLIPPED = 0.06
 """Metres from the hand at which a thing is not in it any more."""
-INSIDE = -0.004
-"""Metres above a plate's origin to where fingers push it along by its rim."""
+PUSHING = 0.06
+"""Metres that a push asks for in a step."""
+FINGERTIP = 0.012
+"""Metres from where the fingers close to the end and the outer side of a finger."""
 UP = np.array([0, 0, 1.0])
 RISE = np.array([0, 0, 0.02])
 """Metres a step: slowly away from what was let go."""
@@ -63,8 +65,10 @@ class PickAndPlace:
         yield from hand.go(grasping, False, near=NEAR / 2)
         yield from hand.grip(grasping)
         height = self._carrying_height(scene)
-        here = Pose(np.array([*scene.hand().place[:2], height]), grasp.rotation)
+        free = scene.hand().place + scene.way_from_under(thing, grasp.turned)
+        aside, here = (Pose(np.array([*free[:2], z]), grasp.rotation) for z in (free[2] + 0.02, height))
         carrying = [
+            hand.go(lambda: aside, True, near=2 * NEAR),
             hand.go(lambda: here, True, near=2 * NEAR, limit=40),
             hand.go(lambda: over(height), True, limit=200),
             hand.go(over, True),
@@ -92,7 +96,37 @@ class Insert:
     target: str
 
     def aims(self, hand: Hand) -> Iterator[Aim]:
-        raise NotImplementedError
+        scene, thing = hand.scene, self.thing
+        along, height = HANDLE[thing.rsplit("_", 1)[0]]
+        into = -scene.rotation(thing)[:, 0]
+        pointing = (into - UP) / np.sqrt(2)
+        rotation = _pointing(into, np.pi / 4, turned=True)
+
+        def handle(before: float = 0.0) -> Pose:
+            place = scene.at(thing) - along * into + height * UP - before * pointing
+            return Pose(place, rotation)
+
+        def inside(before: float) -> Pose:
+            """Where the hand is when the thing is so far before its place in the region."""
+            place = scene.hand().place + scene.place_inside(self.target) - before * into - scene.at(thing)
+            return Pose(place, rotation)
+
+        yield from hand.travel(handle(HOVER))
+        yield from hand.go(handle, False, near=NEAR / 2)
+        yield from hand.grip(handle)
+        start = scene.hand().place
+        lifted = Pose(np.array([*start[:2], start[2] + 0.1]), rotation)
+        carrying = [
+            hand.go(lambda: lifted, True, near=2 * NEAR),
+            hand.go(lambda: inside(0.2), True, limit=60),
+            hand.go(lambda: inside(0.0), True, limit=60),
+        ]
+        for motion in carrying:
+            for aim in motion:
+                if np.linalg.norm(handle().place - scene.hand().place) > SLIPPED:
+                    return
+                yield aim
+        yield from hand.let_go(-0.02 * into)
 
 
 @dataclass(frozen=True)
@@ -118,24 +152,30 @@ class Pull:
 
 @dataclass(frozen=True)
 class Shut:
-    """Pushes a drawer or a door shut."""
+    """Pushes a drawer or a door shut with closed fingers."""
 
     name: str
 
     def aims(self, hand: Hand) -> Iterator[Aim]:
         scene = hand.scene
-        joint = scene.joint(self.name)
-        if joint.hinge:
-            raise NotImplementedError
-        out = joint.opening
-        rotation = _pointing(-out)
+        front = self._door if scene.joint(self.name).hinge else self._drawer
 
-        def front(before: float) -> Pose:
-            return Pose(scene.handle(self.name).middle + before * out, rotation)
+        yield from hand.travel(front(scene, HOVER), True)
+        shut = hand.go(lambda: front(scene, -0.05), True, limit=120, over=lambda: scene.holds(["close", self.name]))
+        yield from shut
+        yield from hand.go(lambda: front(scene, HOVER), True)
 
-        yield from hand.travel(front(HOVER), True)
-        yield from hand.go(lambda: front(-0.04), True, limit=80, over=lambda: scene.holds(["close", self.name]))
-        yield from hand.let_go(0.02 * out)
+    def _drawer(self, scene: Scene, before: float) -> Pose:
+        out = scene.joint(self.name).opening
+        return Pose(scene.handle(self.name).middle + before * out, _pointing(-out))
+
+    def _door(self, scene: Scene, before: float) -> Pose:
+        """Outside of the door, nearer to its free edge than to its hinge."""
+        joint, panel = scene.joint(self.name), scene.panel(self.name)
+        arm = (panel.centre - joint.anchor) * [1, 1, 0]
+        out = np.cross(joint.opening, arm / np.linalg.norm(arm))
+        place = joint.anchor + 1.5 * arm + (panel.thickness / 2 + FINGERTIP + before) * out
+        return Pose(np.array([*place[:2], panel.top - 0.04]), DOWN)
 
 
 @dataclass(frozen=True)
@@ -162,29 +202,32 @@ class TurnKnob:
 
 @dataclass(frozen=True)
 class Push:
-    """Pushes a thing along the table with closed fingers."""
+    """Slides a plate along the table by its rim."""
 
     thing: str
     target: str
 
     def aims(self, hand: Hand) -> Iterator[Aim]:
         scene = hand.scene
+        grasp = choose(scene, self.thing, self.target)
 
-        def inside(above: float, ahead: float) -> Pose:
-            """Above the thing, or so far ahead of its middle on its way."""
-            way = (scene.place(self.target) - scene.at(self.thing))[:2]
-            ahead = ahead * way / np.linalg.norm(way)
-            return Pose(scene.at(self.thing) + np.array([*ahead, above]), DOWN_TURNED)
+        def rim(above: float = 0.0) -> Pose:
+            return Pose(scene.at(self.thing) + grasp.offset + above * UP, grasp.rotation)
 
-        def slipped() -> bool:
-            return bool(np.linalg.norm((scene.hand().place - scene.at(self.thing))[:2]) > 0.07)
+        def pushed() -> Pose:
+            """A step further towards the goal."""
+            left = scene.place(self.target) - scene.at(self.thing)
+            left[2] = 0
+            return Pose(rim().place + left * min(1.0, PUSHING / float(np.linalg.norm(left))), grasp.rotation)
 
-        yield from hand.travel(inside(HOVER, 0.0), True)
-        yield from hand.go(lambda: inside(INSIDE, 0.03), True)
-        yield from hand.go(lambda: inside(INSIDE, 0.1), True, limit=150, over=slipped)
+        yield from hand.travel(rim(HOVER))
+        yield from hand.go(rim, False, near=NEAR / 2)
+        yield from hand.grip(rim)
+        yield from hand.go(pushed, True, near=0.0, limit=150)
+        yield from hand.let_go(RISE)
 
 
-def _pointing(direction: Vector) -> Rotation:
-    """A hand that points sideways with its fingers one above the other: one that points down, tilted."""
+def _pointing(direction: Vector, tilt: float = np.pi / 2, turned: bool = False) -> Rotation:
+    """A hand that points down, tilted towards a horizontal direction: by a right angle, it points there."""
     axis = np.cross(np.array([0, 0, -1.0]), direction)
-    return about(axis, np.pi / 2) @ DOWN
+    return about(axis, tilt) @ (DOWN_TURNED if turned else DOWN)

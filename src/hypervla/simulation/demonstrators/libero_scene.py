@@ -19,6 +19,9 @@ HINGE = 3
 IN_DRAWER = 0.028
 """Metres from a drawer's middle towards its front to where things are put: clear of the handles above."""
 
+IN_MICROWAVE = np.array([-0.03, -0.02, -0.06])
+"""Metres from the middle of a microwave's region to where things are put: its region is not in the middle of its room."""
+
 
 @dataclass(frozen=True)
 class Box:
@@ -60,6 +63,15 @@ class Knob:
 
     top: float
     angle: float
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A door's panel: its middle, how thick it is, and the height of its top."""
+
+    centre: Vector
+    thickness: float
+    top: float
 
 
 class Scene:
@@ -125,6 +137,35 @@ class Scene:
         parent = region.parent_name
         height = self.box(parent).high[2] if parent in self._task.obj_body_id else centre[2]
         return np.array([*centre[:2], height])
+
+    def place_inside(self, region: str) -> Vector:
+        """Where the origin of what is slid into a region comes to stand, from its own frame's front."""
+        centre = np.array(self._data.get_site_xpos(region))
+        fixture = self._task.object_sites_dict[region].parent_name
+        return centre + self.rotation(fixture) @ IN_MICROWAVE
+
+    def way_from_under(self, thing: str, turned: bool) -> Vector:
+        """The shortest way along x or y to where nothing is above a thing and the hand that holds it from above."""
+        box, hand = self.box(thing), self.hand().place
+        breadth = np.array([0.1, 0.04, 0.0]) if turned else np.array([0.04, 0.1, 0.0])
+        low, high = np.minimum(box.low, hand - breadth), np.maximum(box.high, hand + breadth)
+        shapes = [shape for name in self.things if name != thing for shape in self._shapes[name]]
+        centres, rotations, half = self._solids_of(shapes)
+        reach = np.einsum("nij,nj->ni", np.abs(rotations), half)
+        above = (centres - reach)[:, 2] > box.high[2]
+        ways = [np.zeros(3), *(d * u for d in np.arange(0.02, 0.3, 0.02) for u in np.array([*np.eye(3)[:2], *-np.eye(3)[:2]]))]
+        for way in ways:
+            beside = ((centres - reach > high + way) | (centres + reach < low + way))[:, :2].any(1)
+            if (beside | ~above).all():
+                return way
+        return np.zeros(3)
+
+    def panel(self, fixture: str) -> Panel:
+        """The largest flat part of a door."""
+        centres, turned, half = self._solids_of(self._joint_shapes(fixture))
+        largest = int(half.prod(1).argmax())
+        top = centres[largest, 2] + np.abs(turned[largest, 2]) @ half[largest]
+        return Panel(centres[largest], float(2 * half[largest].min()), float(top))
 
     def top_between(self, start: Vector, end: Vector, breadth: float, without: str = "") -> float:
         """Height of the highest part of anything within so many metres of the straight way between two places."""
