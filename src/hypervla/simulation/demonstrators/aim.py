@@ -1,7 +1,8 @@
-"""What an expert wants next: where the hand goes, and how what is left of the way becomes an action."""
+"""What experts are made of: aims for the hand, one after another, until the state says that it is there."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +27,34 @@ class Aim:
 
     pose: Pose
     closed: bool
+
+
+def go(
+    hand: Callable[[], Pose],
+    wanted: Callable[[], Pose],
+    closed: bool,
+    *,
+    near: float,
+    aligned: float,
+    limit: int,
+    over: Callable[[], bool] = lambda: False,
+) -> Iterator[Aim]:
+    """To a pose that may move, until the hand is there (in metres and radians), or something else is over, or for so
+    many steps."""
+    for _ in range(limit):
+        pose, now = wanted(), hand()
+        turned = float(np.linalg.norm(rotation_left(now.rotation, pose.rotation)))
+        if over() or (np.linalg.norm(pose.place - now.place) < near and turned < aligned):
+            return
+        yield Aim(pose, closed)
+
+
+def held(aims: Iterator[Aim], slipped: Callable[[], bool]) -> Iterator[Aim]:
+    """These aims, until what is held is in the hand no more."""
+    for aim in aims:
+        if slipped():
+            return
+        yield aim
 
 
 def rotation_left(now: Rotation, wanted: Rotation) -> Vector:

@@ -49,7 +49,7 @@ def choose(scene: Scene, thing: str, target: str) -> Grasp:
     def worth(grasp: Grasp) -> tuple[float, bool, float]:
         """Larger is better: touching nothing, then not turned, since the arm reaches less far with that, then room."""
         here = _room(scene, thing, scene.at(thing), grasp)
-        there = _room(scene, thing, scene.place(target), grasp) if scene.joints(target) else here
+        there = _room(scene, thing, scene.place(target, thing), grasp) if scene.joints(target) else here
         return min(here, there, 0.0), not grasp.turned, here
 
     return max(grasps, key=worth)

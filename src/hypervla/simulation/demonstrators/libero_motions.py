@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from hypervla.simulation.demonstrators.aim import Aim, Pose, Rotation, Vector, rotation_left
+from hypervla.simulation.demonstrators.aim import Aim, Pose, Rotation, Vector, go
 from hypervla.simulation.demonstrators.libero_scene import Scene
 
 NEAR, ALIGNED = 0.01, 0.05
@@ -42,11 +42,7 @@ class Hand:
         over: Callable[[], bool] = lambda: False,
     ) -> Iterator[Aim]:
         """To a pose that may move, until it is there, or something else is over, or for so many steps."""
-        for _ in range(limit):
-            wanted = pose()
-            if over() or self._there(wanted, near):
-                return
-            yield Aim(wanted, closed)
+        return go(self.scene.hand, pose, closed, near=near, aligned=ALIGNED, limit=limit, over=over)
 
     def travel(self, pose: Pose, closed: bool = False, *, limit: int = 70, hanging: float = 0.0) -> Iterator[Aim]:
         """Above everything on the way to a pose, and down to it; `hanging` metres of something are below the hand."""
@@ -81,8 +77,3 @@ class Hand:
         rotation = self.scene.hand().rotation
         for step in range(2 * OPENING):
             yield Aim(Pose(self.scene.hand().place + (retreat if step > OPENING else 0.0), rotation), False)
-
-    def _there(self, pose: Pose, near: float) -> bool:
-        hand = self.scene.hand()
-        turned = float(np.linalg.norm(rotation_left(hand.rotation, pose.rotation)))
-        return bool(np.linalg.norm(pose.place - hand.place) < near and turned < ALIGNED)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Protocol
 
 import numpy as np
 
-from hypervla.simulation.demonstrators.aim import Aim, Pose, Rotation, Vector, about
+from hypervla.simulation.demonstrators.aim import Aim, Pose, Rotation, Vector, about, held
 from hypervla.simulation.demonstrators.libero_grasps import HANDLE, choose
 from hypervla.simulation.demonstrators.libero_motions import CLEARANCE, DOWN, DOWN_TURNED, NEAR, Hand
 from hypervla.simulation.demonstrators.libero_scene import Scene
@@ -19,6 +20,10 @@ SLIPPED = 0.06
 """Metres from the hand at which a thing is not in it any more."""
 PUSHING = 0.06
 """Metres that a push asks for in a step."""
+AHEAD = 0.05
+"""Metres that a hand at a drawer or a door asks for beyond where it is."""
+TURNING = 1.2
+"""Radians that a knob is turned at most."""
 FINGERTIP = 0.012
 """Metres from where the fingers close to the end and the outer side of a finger."""
 UP = np.array([0, 0, 1.0])
@@ -57,9 +62,12 @@ class PickAndPlace:
 
         def over(height: float | None = None) -> Pose:
             """Where the hand is when the thing stands where it should, or so high above."""
-            place = scene.hand().place + scene.place(self.target) - scene.at(thing)
+            place = scene.hand().place + scene.place(self.target, thing) - scene.at(thing)
             place[2] += 0.01 + scene.at(thing)[2] - scene.box(thing).low[2]
             return Pose(place if height is None else np.array([*place[:2], height]), grasp.rotation)
+
+        def is_over() -> bool:
+            return bool(np.linalg.norm((scene.place(self.target, thing) - scene.at(thing))[:2]) < NEAR)
 
         yield from hand.travel(grasping(HOVER))
         yield from hand.go(grasping, False, near=NEAR / 2)
@@ -70,19 +78,20 @@ class PickAndPlace:
         carrying = [
             hand.go(lambda: aside, True, near=2 * NEAR),
             hand.go(lambda: here, True, near=2 * NEAR, limit=40),
-            hand.go(lambda: over(height), True, limit=200),
+            hand.go(lambda: over(height), True, limit=100, over=is_over),
             hand.go(over, True),
         ]
-        for motion in carrying:
-            for aim in motion:
-                if np.linalg.norm(grasping().place - scene.hand().place) > SLIPPED:
-                    return
-                yield aim
-        yield from hand.let_go(RISE)
+
+        def slipped() -> bool:
+            return bool(np.linalg.norm(grasping().place - scene.hand().place) > SLIPPED)
+
+        yield from held(chain(*carrying), slipped)
+        if not slipped():
+            yield from hand.let_go(RISE)
 
     def _carrying_height(self, scene: Scene) -> float:
         """High enough for the thing to pass over all others on its way."""
-        box, goal = scene.box(self.thing), scene.place(self.target)
+        box, goal = scene.box(self.thing), scene.place(self.target, self.thing)
         breadth = float(np.linalg.norm((box.high - box.low)[:2])) / 2
         top = max(scene.top_between(scene.at(self.thing), goal, breadth, self.thing), goal[2])
         return float(top + scene.hand().place[2] - box.low[2] + CLEARANCE)
@@ -121,11 +130,11 @@ class Insert:
             hand.go(lambda: inside(0.2), True, limit=60),
             hand.go(lambda: inside(0.0), True, limit=60),
         ]
-        for motion in carrying:
-            for aim in motion:
-                if np.linalg.norm(handle().place - scene.hand().place) > SLIPPED:
-                    return
-                yield aim
+
+        def slipped() -> bool:
+            return bool(np.linalg.norm(handle().place - scene.hand().place) > SLIPPED)
+
+        yield from held(chain(*carrying), slipped)
         yield from hand.let_go(-0.02 * into)
 
 
@@ -146,7 +155,7 @@ class Pull:
         yield from hand.travel(handle(HOVER))
         yield from hand.go(handle, False, near=NEAR / 2, limit=40)
         yield from hand.grip(handle)
-        yield from hand.go(lambda: handle(0.05), True, limit=60, over=lambda: scene.joint(self.drawer).is_at_end)
+        yield from hand.go(lambda: handle(AHEAD), True, limit=60, over=lambda: scene.joint(self.drawer).is_at_end)
         yield from hand.let_go(0.02 * out)
 
 
@@ -160,9 +169,13 @@ class Shut:
         scene = hand.scene
         front = self._door if scene.joint(self.name).hinge else self._drawer
 
+        def shut() -> bool:
+            return scene.holds(["close", self.name])
+
         yield from hand.travel(front(scene, HOVER), True)
-        shut = hand.go(lambda: front(scene, -0.05), True, limit=120, over=lambda: scene.holds(["close", self.name]))
-        yield from shut
+        yield from hand.go(
+            lambda: front(scene, -AHEAD), True, limit=120, over=lambda: scene.holds(["close", self.name])
+        )
         yield from hand.go(lambda: front(scene, HOVER), True)
 
     def _drawer(self, scene: Scene, before: float) -> Pose:
@@ -189,14 +202,12 @@ class TurnKnob:
         joint, knob = scene.joint(self.fixture), scene.knob(self.fixture)
         place = np.array([*joint.anchor[:2], knob.top - 0.02])
         rotation = about(UP, knob.angle) @ DOWN
-
-        def turned() -> Pose:
-            return Pose(place, about(UP, 1.2) @ rotation)
+        before, around = Pose(place, rotation), Pose(place, about(UP, TURNING) @ rotation)
 
         yield from hand.travel(Pose(place + HOVER * UP, rotation))
-        yield from hand.go(lambda: Pose(place, rotation), False, near=NEAR / 2)
-        yield from hand.grip(lambda: Pose(place, rotation))
-        yield from hand.go(turned, True, limit=60, over=lambda: scene.holds(["turnon", self.fixture]))
+        yield from hand.go(lambda: before, False, near=NEAR / 2)
+        yield from hand.grip(lambda: before)
+        yield from hand.go(lambda: around, True, limit=60, over=lambda: scene.holds(["turnon", self.fixture]))
         yield from hand.let_go(RISE)
 
 
@@ -208,15 +219,15 @@ class Push:
     target: str
 
     def aims(self, hand: Hand) -> Iterator[Aim]:
-        scene = hand.scene
-        grasp = choose(scene, self.thing, self.target)
+        scene, thing = hand.scene, self.thing
+        grasp = choose(scene, thing, self.target)
 
         def rim(above: float = 0.0) -> Pose:
-            return Pose(scene.at(self.thing) + grasp.offset + above * UP, grasp.rotation)
+            return Pose(scene.at(thing) + grasp.offset + above * UP, grasp.rotation)
 
         def pushed() -> Pose:
             """A step further towards the goal."""
-            left = scene.place(self.target) - scene.at(self.thing)
+            left = scene.place(self.target, thing) - scene.at(thing)
             left[2] = 0
             return Pose(rim().place + left * min(1.0, PUSHING / float(np.linalg.norm(left))), grasp.rotation)
 

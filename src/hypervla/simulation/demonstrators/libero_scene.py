@@ -12,7 +12,6 @@ from jaxtyping import Float32
 from hypervla.simulation.demonstrators.aim import Pose, Rotation, Vector
 from hypervla.simulation.libero import LiberoEnvironment
 
-
 Solids = tuple[np.ndarray, np.ndarray, np.ndarray]
 HINGE = 3
 """MuJoCo's number for a joint that turns."""
@@ -20,7 +19,7 @@ IN_DRAWER = 0.028
 """Metres from a drawer's middle towards its front to where things are put: clear of the handles above."""
 
 IN_MICROWAVE = np.array([-0.03, -0.02, -0.06])
-"""Metres from the middle of a microwave's region to where things are put: its region is not in the middle of its room."""
+"""Metres from the middle of a microwave's region to where things are put: its room is around another middle."""
 
 
 @dataclass(frozen=True)
@@ -123,8 +122,11 @@ class Scene:
         """Whether one of the task's goals is reached."""
         return bool(self._task._eval_predicate(goal))
 
-    def place(self, target: str) -> Vector:
-        """Where the underside of what is put onto a thing, or into a region, comes to stand."""
+    def place(self, target: str, thing: str) -> Vector:
+        """Where the underside of a thing that is put onto a target, or into a region, comes to stand."""
+        return self._middle(target) + self._share(target, thing)
+
+    def _middle(self, target: str) -> Vector:
         if target in self._task.obj_body_id:
             box = self.box(target)
             return np.array([*box.middle[:2], box.high[2]])
@@ -137,6 +139,14 @@ class Scene:
         parent = region.parent_name
         height = self.box(parent).high[2] if parent in self._task.obj_body_id else centre[2]
         return np.array([*centre[:2], height])
+
+    def _share(self, target: str, thing: str) -> Vector:
+        """From a target's middle to a thing's own part of it: things that go onto the same stand side by side."""
+        things = [goal[1] for goal in self.goals if goal[0] == "on" and goal[2] == target]
+        from_middle = things.index(thing) - (len(things) - 1) / 2 if things else 0.0
+        size = self.box(thing).high - self.box(thing).low
+        narrow = int(size[:2].argmin())
+        return from_middle * (size[narrow] + 0.01) * np.eye(3)[narrow]
 
     def place_inside(self, region: str) -> Vector:
         """Where the origin of what is slid into a region comes to stand, from its own frame's front."""
@@ -153,7 +163,10 @@ class Scene:
         centres, rotations, half = self._solids_of(shapes)
         reach = np.einsum("nij,nj->ni", np.abs(rotations), half)
         above = (centres - reach)[:, 2] > box.high[2]
-        ways = [np.zeros(3), *(d * u for d in np.arange(0.02, 0.3, 0.02) for u in np.array([*np.eye(3)[:2], *-np.eye(3)[:2]]))]
+        ways = [
+            np.zeros(3),
+            *(d * u for d in np.arange(0.02, 0.3, 0.02) for u in np.array([*np.eye(3)[:2], *-np.eye(3)[:2]])),
+        ]
         for way in ways:
             beside = ((centres - reach > high + way) | (centres + reach < low + way))[:, :2].any(1)
             if (beside | ~above).all():
