@@ -7,15 +7,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from hypervla.simulation.demonstrators.aim import Rotation, Vector
-from hypervla.simulation.demonstrators.libero_motions import DOWN, DOWN_TURNED
+from hypervla.simulation.demonstrators.libero_motions import DOWN, DOWN_TURNED, pointing
 from hypervla.simulation.demonstrators.libero_scene import Scene
 
 OPENING = 0.074
 """Metres that the fingers can reach around."""
 FINGER = 0.05
 """Metres from the middle of the hand to a finger of the open gripper."""
-PALM, PALM_HEIGHT = 0.1, 0.07
-"""Metres from the middle of the hand to its broad sides, and from where fingers close up to them."""
+PALM, PALM_HEIGHTS, WRIST_HEIGHTS = 0.1, (0.07, 0.11), (0.16, 0.22)
+"""Metres from the middle of the hand to its broad sides, and from where fingers close up to them and to the wrist."""
+TILT = 0.6
+"""Radians that a hand is tilted where something is above what it grasps."""
 RIM = {"akita_black_bowl": 0.045, "plate": 0.062, "porcelain_mug": 0.04, "white_yellow_mug": 0.047}
 """Metres from the middle of a bowl or mug to where its rim is grasped, by kind."""
 RIM_CENTRE = {"porcelain_mug": 0.014, "white_yellow_mug": -0.018}
@@ -29,14 +31,20 @@ HANDLE = {"white_yellow_mug": (0.05, 0.06)}
 
 @dataclass(frozen=True)
 class Grasp:
-    """Where the hand closes: an offset from the thing's place, and whether it is turned by a quarter."""
+    """Where the hand closes: an offset from the thing's place, and how the hand is turned."""
 
     offset: Vector
-    turned: bool
+    rotation: Rotation
 
     @property
-    def rotation(self) -> Rotation:
-        return DOWN_TURNED if self.turned else DOWN
+    def straight(self) -> bool:
+        """Whether the hand points down."""
+        return bool(self.rotation[2, 2] < -0.99)
+
+    @property
+    def turned(self) -> bool:
+        """Whether the fingers are apart along x rather than y."""
+        return abs(self.rotation[0, 0]) > 0.5
 
 
 def choose(scene: Scene, thing: str, target: str) -> Grasp:
@@ -46,17 +54,18 @@ def choose(scene: Scene, thing: str, target: str) -> Grasp:
     if kind in RIM:
         grasps = _around_the_rim(scene, thing, RIM[kind], RIM_CENTRE.get(kind, 0.0))
 
-    def worth(grasp: Grasp) -> tuple[float, bool, float]:
-        """Larger is better: touching nothing, then not turned, since the arm reaches less far with that, then room."""
+    def worth(grasp: Grasp) -> tuple[float, bool, bool, float]:
+        """Larger is better: touching nothing, then straight, then not turned, since the arm reaches less far with that,
+        then room."""
         here = _room(scene, thing, scene.at(thing), grasp)
         there = _room(scene, thing, scene.place(target, thing), grasp) if scene.joints(target) else here
-        return min(here, there, 0.0), not grasp.turned, here
+        return min(here, there, 0.0), grasp.straight, not grasp.turned, here
 
     return max(grasps, key=worth)
 
 
 def _around_the_rim(scene: Scene, thing: str, reach: float, centre: float) -> list[Grasp]:
-    """Up to four places on a rim: not where a handle is."""
+    """Up to four places on a rim, not where a handle is, with the hand straight or tilted outwards."""
     box, at = scene.box(thing), scene.at(thing)
     middle = scene.rotation(thing) @ np.array([centre, 0, 0])
     middle[2] = _depth(scene, thing, 0.03)
@@ -65,13 +74,15 @@ def _around_the_rim(scene: Scene, thing: str, reach: float, centre: float) -> li
         for side in (1, -1):
             edge = (box.high if side > 0 else box.low)[axis] - at[axis] - middle[axis]
             if abs(edge) < reach + 0.02:
-                grasps.append(Grasp(middle + side * reach * np.eye(3)[axis], turned))
+                outwards = side * np.eye(3)[axis]
+                offset = middle + reach * outwards
+                grasps += [Grasp(offset, pointing(-outwards, tilt, turned)) for tilt in (0.0, TILT)]
     return grasps
 
 
 def _at_the_knob(scene: Scene, thing: str, below: float) -> list[Grasp]:
     offset = np.array([0, 0, scene.box(thing).high[2] - below - scene.at(thing)[2]])
-    return [Grasp(offset, turned) for turned in (False, True)]
+    return [Grasp(offset, rotation) for rotation in (DOWN, DOWN_TURNED)]
 
 
 def _across(scene: Scene, thing: str) -> list[Grasp]:
@@ -83,7 +94,8 @@ def _across(scene: Scene, thing: str) -> list[Grasp]:
     for turned in fitting:
         across = np.array([0, 1.0, 0]) if turned else np.array([1.0, 0, 0])
         reach = max(0.0, float(size @ across) / 2 - 0.02)
-        grasps += [Grasp(centre + share * reach * across, turned) for share in (0.0, 0.5, -0.5, 1.0, -1.0)]
+        rotation = DOWN_TURNED if turned else DOWN
+        grasps += [Grasp(centre + share * reach * across, rotation) for share in (0.0, 0.5, -0.5, 1.0, -1.0)]
     return grasps
 
 
@@ -96,8 +108,9 @@ def _depth(scene: Scene, thing: str, below: float) -> float:
 def _room(scene: Scene, thing: str, at: Vector, grasp: Grasp) -> float:
     """Metres between the open hand around a thing at a place and the nearest other thing, up to what is enough."""
     place = at + grasp.offset
-    along = np.array([1.0, 0, 0]) if grasp.turned else np.array([0, 1.0, 0])
+    along, up = grasp.rotation[:, 0], -grasp.rotation[:, 2]
     points = [(place + side * FINGER * along, 0.01) for side in (1, -1)]
-    points += [(place + side * PALM * along + np.array([0, 0, PALM_HEIGHT]), 0.03) for side in (1, 0.5, -0.5, -1)]
+    points += [(place + side * PALM * along + h * up, 0.03) for side in (1, 0.5, -0.5, -1) for h in PALM_HEIGHTS]
+    points += [(place + h * up, 0.05) for h in WRIST_HEIGHTS]
     others = [name for name in scene.things if name != thing]
     return min([0.02, *(scene.distance(name, point) - size for name in others for point, size in points)])

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from hypervla.simulation.demonstrators.aim import Aim, Pose, Rotation, Vector, go
+from hypervla.simulation.demonstrators.aim import Aim, Pose, Rotation, Vector, about, go
 from hypervla.simulation.demonstrators.libero_scene import Scene
 
 NEAR, ALIGNED = 0.01, 0.05
@@ -24,6 +24,12 @@ DOWN: Rotation = np.array([[0, 1.0, 0], [1.0, 0, 0], [0, 0, -1.0]])
 """A hand that points down with its fingers apart along y."""
 DOWN_TURNED: Rotation = np.diag([-1.0, 1.0, -1.0])
 """The same with its fingers apart along x."""
+
+
+def pointing(direction: Vector, tilt: float = np.pi / 2, turned: bool = False) -> Rotation:
+    """A hand that points down, tilted towards a horizontal direction: by a right angle, it points there."""
+    axis = np.cross(np.array([0, 0, -1.0]), direction)
+    return about(axis, tilt) @ (DOWN_TURNED if turned else DOWN)
 
 
 class Hand:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Protocol
 
 import numpy as np
 
-from hypervla.simulation.demonstrators.aim import Aim, Pose, Rotation, Vector, about, held
+from hypervla.simulation.demonstrators.aim import Aim, Pose, Vector, about, held
 from hypervla.simulation.demonstrators.libero_grasps import HANDLE, choose
-from hypervla.simulation.demonstrators.libero_motions import CLEARANCE, DOWN, DOWN_TURNED, NEAR, Hand
+from hypervla.simulation.demonstrators.libero_motions import CLEARANCE, DOWN, NEAR, Hand, pointing
 from hypervla.simulation.demonstrators.libero_scene import Scene
 
 HOVER = 0.1
@@ -57,8 +58,8 @@ class PickAndPlace:
         scene, thing = hand.scene, self.thing
         grasp = choose(scene, thing, self.target)
 
-        def grasping(above: float = 0.0) -> Pose:
-            return Pose(scene.at(thing) + grasp.offset + above * UP, grasp.rotation)
+        def grasping(before: float = 0.0) -> Pose:
+            return Pose(scene.at(thing) + grasp.offset - before * grasp.rotation[:, 2], grasp.rotation)
 
         def over(height: float | None = None) -> Pose:
             """Where the hand is when the thing stands where it should, or so high above."""
@@ -73,7 +74,7 @@ class PickAndPlace:
         yield from hand.go(grasping, False, near=NEAR / 2)
         yield from hand.grip(grasping)
         height = self._carrying_height(scene)
-        free = scene.hand().place + scene.way_from_under(thing, grasp.turned)
+        free = scene.hand().place + scene.way_from_under(thing)
         aside, here = (Pose(np.array([*free[:2], z]), grasp.rotation) for z in (free[2] + 0.02, height))
         carrying = [
             hand.go(lambda: aside, True, near=2 * NEAR),
@@ -108,11 +109,10 @@ class Insert:
         scene, thing = hand.scene, self.thing
         along, height = HANDLE[thing.rsplit("_", 1)[0]]
         into = -scene.rotation(thing)[:, 0]
-        pointing = (into - UP) / np.sqrt(2)
-        rotation = _pointing(into, np.pi / 4, turned=True)
+        rotation = pointing(into, np.pi / 4, turned=True)
 
         def handle(before: float = 0.0) -> Pose:
-            place = scene.at(thing) - along * into + height * UP - before * pointing
+            place = scene.at(thing) - along * into + height * UP - before * rotation[:, 2]
             return Pose(place, rotation)
 
         def inside(before: float) -> Pose:
@@ -147,7 +147,7 @@ class Pull:
     def aims(self, hand: Hand) -> Iterator[Aim]:
         scene = hand.scene
         out = scene.joint(self.drawer).opening
-        rotation = _pointing(-out)
+        rotation = pointing(-out)
 
         def handle(before: float = 0.0) -> Pose:
             return Pose(scene.handle(self.drawer).middle + before * out, rotation)
@@ -180,7 +180,7 @@ class Shut:
 
     def _drawer(self, scene: Scene, before: float) -> Pose:
         out = scene.joint(self.name).opening
-        return Pose(scene.handle(self.name).middle + before * out, _pointing(-out))
+        return Pose(scene.handle(self.name).middle + before * out, pointing(-out, np.pi / 4, turned=True))
 
     def _door(self, scene: Scene, before: float) -> Pose:
         """Outside of the door, nearer to its free edge than to its hinge."""
@@ -222,23 +222,28 @@ class Push:
         scene, thing = hand.scene, self.thing
         grasp = choose(scene, thing, self.target)
 
-        def rim(above: float = 0.0) -> Pose:
-            return Pose(scene.at(thing) + grasp.offset + above * UP, grasp.rotation)
+        def rim(before: float = 0.0) -> Pose:
+            return Pose(scene.at(thing) + grasp.offset - before * grasp.rotation[:, 2], grasp.rotation)
 
-        def pushed() -> Pose:
-            """A step further towards the goal."""
-            left = scene.place(self.target, thing) - scene.at(thing)
-            left[2] = 0
+        def pushed(end: Vector) -> Pose:
+            """A step further towards a place."""
+            left = (end - scene.at(thing)) * [1, 1, 0]
             return Pose(rim().place + left * min(1.0, PUSHING / float(np.linalg.norm(left))), grasp.rotation)
+
+        def is_at(end: Vector) -> bool:
+            return bool(np.linalg.norm((end - scene.at(thing))[:2]) < NEAR)
 
         yield from hand.travel(rim(HOVER))
         yield from hand.go(rim, False, near=NEAR / 2)
         yield from hand.grip(rim)
-        yield from hand.go(pushed, True, near=0.0, limit=150)
+        for end in self._legs(scene):
+            yield from hand.go(partial(pushed, end), True, near=0.0, limit=80, over=partial(is_at, end))
         yield from hand.let_go(RISE)
 
-
-def _pointing(direction: Vector, tilt: float = np.pi / 2, turned: bool = False) -> Rotation:
-    """A hand that points down, tilted towards a horizontal direction: by a right angle, it points there."""
-    axis = np.cross(np.array([0, 0, -1.0]), direction)
-    return about(axis, tilt) @ (DOWN_TURNED if turned else DOWN)
+    def _legs(self, scene: Scene) -> tuple[Vector, Vector]:
+        """Two places to slide to: past what lies before the region, on to its far part, and then sideways."""
+        start, centre = scene.at(self.thing), scene.place(self.target, self.thing)
+        way = (centre - start) * [1, 1, 0]
+        ahead = np.eye(3)[np.abs(way).argmax()]
+        end = centre + 0.6 * scene.half_size(self.target) * np.sign(way) * ahead
+        return np.where(ahead, end, start), end

@@ -148,17 +148,21 @@ class Scene:
         narrow = int(size[:2].argmin())
         return from_middle * (size[narrow] + 0.01) * np.eye(3)[narrow]
 
+    def half_size(self, region: str) -> Vector:
+        """Half the sides of a region on the table."""
+        return np.array(self._task.object_sites_dict[region].size[:3])
+
     def place_inside(self, region: str) -> Vector:
         """Where the origin of what is slid into a region comes to stand, from its own frame's front."""
         centre = np.array(self._data.get_site_xpos(region))
         fixture = self._task.object_sites_dict[region].parent_name
         return centre + self.rotation(fixture) @ IN_MICROWAVE
 
-    def way_from_under(self, thing: str, turned: bool) -> Vector:
+    def way_from_under(self, thing: str) -> Vector:
         """The shortest way along x or y to where nothing is above a thing and the hand that holds it from above."""
-        box, hand = self.box(thing), self.hand().place
-        breadth = np.array([0.1, 0.04, 0.0]) if turned else np.array([0.04, 0.1, 0.0])
-        low, high = np.minimum(box.low, hand - breadth), np.maximum(box.high, hand + breadth)
+        box, hand = self.box(thing), self.hand()
+        breadth = 0.04 + 0.06 * np.abs(hand.rotation[:, 0])
+        low, high = np.minimum(box.low, hand.place - breadth), np.maximum(box.high, hand.place + breadth)
         shapes = [shape for name in self.things if name != thing for shape in self._shapes[name]]
         centres, rotations, half = self._solids_of(shapes)
         reach = np.einsum("nij,nj->ni", np.abs(rotations), half)
