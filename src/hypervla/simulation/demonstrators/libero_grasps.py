@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hypervla.simulation.demonstrators.aim import Rotation, Vector
-from hypervla.simulation.demonstrators.libero_motions import DOWN, DOWN_TURNED, pointing
+from hypervla.simulation.demonstrators.aim import Rotation, Vector, about
+from hypervla.simulation.demonstrators.libero_motions import DOWN, UP
 from hypervla.simulation.demonstrators.libero_scene import Scene
 
 OPENING = 0.074
@@ -16,8 +16,7 @@ FINGER = 0.05
 """Metres from the middle of the hand to a finger of the open gripper."""
 PALM, PALM_HEIGHTS, WRIST_HEIGHTS = 0.1, (0.07, 0.11), (0.16, 0.22)
 """Metres from the middle of the hand to its broad sides, and from where fingers close up to them and to the wrist."""
-TILT = 0.6
-"""Radians that a hand is tilted where something is above what it grasps."""
+QUARTER = np.pi / 2
 RIM = {"akita_black_bowl": 0.045, "plate": 0.062, "porcelain_mug": 0.04, "white_yellow_mug": 0.047}
 """Metres from the middle of a bowl or mug to where its rim is grasped, by kind."""
 RIM_CENTRE = {"porcelain_mug": 0.014, "white_yellow_mug": -0.018}
@@ -31,20 +30,14 @@ HANDLE = {"white_yellow_mug": (0.05, 0.06)}
 
 @dataclass(frozen=True)
 class Grasp:
-    """Where the hand closes: an offset from the thing's place, and how the hand is turned."""
+    """Where the hand closes, pointing down: an offset from the thing's place, and radians that the hand is turned."""
 
     offset: Vector
-    rotation: Rotation
+    turn: float
 
     @property
-    def straight(self) -> bool:
-        """Whether the hand points down."""
-        return bool(self.rotation[2, 2] < -0.99)
-
-    @property
-    def turned(self) -> bool:
-        """Whether the fingers are apart along x rather than y."""
-        return abs(self.rotation[0, 0]) > 0.5
+    def rotation(self) -> Rotation:
+        return about(UP, self.turn) @ DOWN
 
 
 def choose(scene: Scene, thing: str, target: str) -> Grasp:
@@ -54,35 +47,35 @@ def choose(scene: Scene, thing: str, target: str) -> Grasp:
     if kind in RIM:
         grasps = _around_the_rim(scene, thing, RIM[kind], RIM_CENTRE.get(kind, 0.0))
 
-    def worth(grasp: Grasp) -> tuple[float, bool, bool, float]:
-        """Larger is better: touching nothing, then straight, then not turned, since the arm reaches less far with that,
-        then room."""
+    def worth(grasp: Grasp) -> tuple[float, float, float]:
+        """Larger is better: touching nothing, then not turned, since the arm reaches less far with that, then room."""
         here = _room(scene, thing, scene.at(thing), grasp)
         there = _room(scene, thing, scene.place(target, thing), grasp) if scene.joints(target) else here
-        return min(here, there, 0.0), grasp.straight, not grasp.turned, here
+        return min(here, there, 0.0), -abs(grasp.turn), here
 
     return max(grasps, key=worth)
 
 
 def _around_the_rim(scene: Scene, thing: str, reach: float, centre: float) -> list[Grasp]:
-    """Up to four places on a rim, not where a handle is, with the hand straight or tilted outwards."""
+    """Up to eight places on a rim, not where a handle is."""
     box, at = scene.box(thing), scene.at(thing)
     middle = scene.rotation(thing) @ np.array([centre, 0, 0])
     middle[2] = _depth(scene, thing, 0.03)
+    low, high = box.low - at - middle, box.high - at - middle
     grasps = []
-    for axis, turned in ((1, False), (0, True)):
-        for side in (1, -1):
-            edge = (box.high if side > 0 else box.low)[axis] - at[axis] - middle[axis]
-            if abs(edge) < reach + 0.02:
-                outwards = side * np.eye(3)[axis]
-                offset = middle + reach * outwards
-                grasps += [Grasp(offset, pointing(-outwards, tilt, turned)) for tilt in (0.0, TILT)]
+    for eighth in range(8):
+        outwards = np.round(about(UP, eighth * np.pi / 4)[:, 1], 9)
+        edges = np.where(outwards > 0, high, -low)[np.abs(outwards) > 0.5]
+        if (edges < reach + 0.02).all():
+            grasps.append(
+                Grasp(middle + reach * outwards, (eighth % 4) * np.pi / 4 - (np.pi if eighth % 4 == 3 else 0))
+            )
     return grasps
 
 
 def _at_the_knob(scene: Scene, thing: str, below: float) -> list[Grasp]:
     offset = np.array([0, 0, scene.box(thing).high[2] - below - scene.at(thing)[2]])
-    return [Grasp(offset, rotation) for rotation in (DOWN, DOWN_TURNED)]
+    return [Grasp(offset, turn) for turn in (0.0, QUARTER)]
 
 
 def _across(scene: Scene, thing: str) -> list[Grasp]:
@@ -94,8 +87,8 @@ def _across(scene: Scene, thing: str) -> list[Grasp]:
     for turned in fitting:
         across = np.array([0, 1.0, 0]) if turned else np.array([1.0, 0, 0])
         reach = max(0.0, float(size @ across) / 2 - 0.02)
-        rotation = DOWN_TURNED if turned else DOWN
-        grasps += [Grasp(centre + share * reach * across, rotation) for share in (0.0, 0.5, -0.5, 1.0, -1.0)]
+        turn = QUARTER if turned else 0.0
+        grasps += [Grasp(centre + share * reach * across, turn) for share in (0.0, 0.5, -0.5, 1.0, -1.0)]
     return grasps
 
 

@@ -20,6 +20,7 @@ CLOSING, OPENING = 10, 15
 STILL = 0.0005
 """Metres that a finger moves in a step when it has met something."""
 
+UP: Vector = np.array([0, 0, 1.0])
 DOWN: Rotation = np.array([[0, 1.0, 0], [1.0, 0, 0], [0, 0, -1.0]])
 """A hand that points down with its fingers apart along y."""
 DOWN_TURNED: Rotation = np.diag([-1.0, 1.0, -1.0])

@@ -12,7 +12,7 @@ import numpy as np
 
 from hypervla.simulation.demonstrators.aim import Aim, Pose, Vector, about, held
 from hypervla.simulation.demonstrators.libero_grasps import HANDLE, choose
-from hypervla.simulation.demonstrators.libero_motions import CLEARANCE, DOWN, NEAR, Hand, pointing
+from hypervla.simulation.demonstrators.libero_motions import CLEARANCE, DOWN, NEAR, UP, Hand, pointing
 from hypervla.simulation.demonstrators.libero_scene import Scene
 
 HOVER = 0.1
@@ -27,7 +27,6 @@ TURNING = 1.2
 """Radians that a knob is turned at most."""
 FINGERTIP = 0.012
 """Metres from where the fingers close to the end and the outer side of a finger."""
-UP = np.array([0, 0, 1.0])
 RISE = np.array([0, 0, 0.02])
 """Metres a step: slowly away from what was let go."""
 
@@ -58,8 +57,8 @@ class PickAndPlace:
         scene, thing = hand.scene, self.thing
         grasp = choose(scene, thing, self.target)
 
-        def grasping(before: float = 0.0) -> Pose:
-            return Pose(scene.at(thing) + grasp.offset - before * grasp.rotation[:, 2], grasp.rotation)
+        def grasping(above: float = 0.0) -> Pose:
+            return Pose(scene.at(thing) + grasp.offset + above * UP, grasp.rotation)
 
         def over(height: float | None = None) -> Pose:
             """Where the hand is when the thing stands where it should, or so high above."""
@@ -155,7 +154,7 @@ class Pull:
         yield from hand.travel(handle(HOVER))
         yield from hand.go(handle, False, near=NEAR / 2, limit=40)
         yield from hand.grip(handle)
-        yield from hand.go(lambda: handle(AHEAD), True, limit=60, over=lambda: scene.joint(self.drawer).is_at_end)
+        yield from hand.go(lambda: handle(AHEAD), True, limit=60, over=lambda: scene.holds(["open", self.drawer]))
         yield from hand.let_go(0.02 * out)
 
 
@@ -222,8 +221,8 @@ class Push:
         scene, thing = hand.scene, self.thing
         grasp = choose(scene, thing, self.target)
 
-        def rim(before: float = 0.0) -> Pose:
-            return Pose(scene.at(thing) + grasp.offset - before * grasp.rotation[:, 2], grasp.rotation)
+        def rim(above: float = 0.0) -> Pose:
+            return Pose(scene.at(thing) + grasp.offset + above * UP, grasp.rotation)
 
         def pushed(end: Vector) -> Pose:
             """A step further towards a place."""

@@ -36,24 +36,19 @@ class Box:
 
 @dataclass(frozen=True)
 class Joint:
-    """How a drawer, a door or a knob moves, and how far it is."""
+    """How a drawer, a door or a knob moves."""
 
     axis: Vector
     """Along which, or about which, it moves with a growing value."""
     anchor: Vector
     hinge: bool
-    value: float
     end: float
-    """Its value when it is wide open, or turned as far as it goes; nearly 0 is shut, or off."""
+    """Its value in metres or radians when it is wide open, or turned as far as it goes; nearly 0 is shut, or off."""
 
     @property
     def opening(self) -> Vector:
         """Along which, or about which, it opens."""
         return self.axis * np.sign(self.end)
-
-    @property
-    def is_at_end(self) -> bool:
-        return abs(self.value) > 0.95 * abs(self.end)
 
 
 @dataclass(frozen=True)
@@ -207,7 +202,6 @@ class Scene:
             np.array(self._data.xaxis[number]),
             np.array(self._data.xanchor[number]),
             int(self._model.jnt_type[number]) == HINGE,
-            float(self._data.qpos[self._model.jnt_qposadr[number]]),
             float(max(low, high, key=abs)),
         )
 
