@@ -7,16 +7,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from hypervla.simulation.demonstrators.aim import Rotation, Vector, about
-from hypervla.simulation.demonstrators.libero_motions import DOWN, UP
+from hypervla.simulation.demonstrators.libero_motions import UP, pointing
 from hypervla.simulation.demonstrators.libero_scene import Scene
 
 OPENING = 0.074
 """Metres that the fingers can reach around."""
 FINGER = 0.05
 """Metres from the middle of the hand to a finger of the open gripper."""
-PALM, PALM_HEIGHTS, WRIST_HEIGHTS = 0.1, (0.07, 0.11), (0.16, 0.22)
-"""Metres from the middle of the hand to its broad sides, and from where fingers close up to them and to the wrist."""
+PALM, PALM_HEIGHTS, WRIST_HEIGHTS = 0.1, (0.07, 0.11, 0.15, 0.19), (0.16, 0.22)
+"""Metres from the middle of the hand to its broad sides, and from where fingers close up to them on the
+hand's way down, and to the wrist."""
 QUARTER = np.pi / 2
+LEAN = 0.6
+"""Radians that a hand leans where something is above what it grasps."""
 RIM = {"akita_black_bowl": 0.045, "plate": 0.062, "porcelain_mug": 0.04, "white_yellow_mug": 0.047}
 """Metres from the middle of a bowl or mug to where its rim is grasped, by kind."""
 RIM_CENTRE = {"porcelain_mug": 0.014, "white_yellow_mug": -0.018}
@@ -30,14 +33,17 @@ HANDLE = {"white_yellow_mug": (0.05, 0.06)}
 
 @dataclass(frozen=True)
 class Grasp:
-    """Where the hand closes, pointing down: an offset from the thing's place, and radians that the hand is turned."""
+    """Where the hand closes, from above: an offset from the thing's place, and radians that the hand is turned, and
+    leans outwards."""
 
     offset: Vector
     turn: float
+    lean: float = 0.0
 
     @property
     def rotation(self) -> Rotation:
-        return about(UP, self.turn) @ DOWN
+        outwards = self.offset * [1, 1, 0]
+        return pointing(-outwards / max(float(np.linalg.norm(outwards)), 1e-9), self.lean, self.turn)
 
 
 def choose(scene: Scene, thing: str, target: str) -> Grasp:
@@ -47,29 +53,30 @@ def choose(scene: Scene, thing: str, target: str) -> Grasp:
     if kind in RIM:
         grasps = _around_the_rim(scene, thing, RIM[kind], RIM_CENTRE.get(kind, 0.0))
 
-    def worth(grasp: Grasp) -> tuple[float, float, float]:
-        """Larger is better: touching nothing, then not turned, since the arm reaches less far with that, then room."""
+    def worth(grasp: Grasp) -> tuple[float, float, float, float]:
+        """Larger is better: touching nothing, then straight, since the arm reaches less far when not, then room."""
         here = _room(scene, thing, scene.at(thing), grasp)
         there = _room(scene, thing, scene.place(target, thing), grasp) if scene.joints(target) else here
-        return min(here, there, 0.0), -abs(grasp.turn), here
+        return min(here, there, 0.0), -grasp.lean, -abs(grasp.turn), here
 
     return max(grasps, key=worth)
 
 
 def _around_the_rim(scene: Scene, thing: str, reach: float, centre: float) -> list[Grasp]:
-    """Up to eight places on a rim, not where a handle is."""
+    """Up to eight places on a rim, not where a handle is, with the hand straight, or leaning outwards and less deep."""
     box, at = scene.box(thing), scene.at(thing)
     middle = scene.rotation(thing) @ np.array([centre, 0, 0])
-    middle[2] = _depth(scene, thing, 0.03)
+    deep, shallow = (_depth(scene, thing, below) - middle[2] for below in (0.03, 0.015))
     low, high = box.low - at - middle, box.high - at - middle
     grasps = []
-    for eighth in range(8):
-        outwards = np.round(about(UP, eighth * np.pi / 4)[:, 1], 9)
+    for eighth in range(-1, 7):
+        turn = (eighth % 4 - 4 * (eighth % 4 == 3)) * QUARTER / 2
+        outwards = np.round(about(UP, eighth * QUARTER / 2)[:, 1], 9)
         edges = np.where(outwards > 0, high, -low)[np.abs(outwards) > 0.5]
         if (edges < reach + 0.02).all():
-            grasps.append(
-                Grasp(middle + reach * outwards, (eighth % 4) * np.pi / 4 - (np.pi if eighth % 4 == 3 else 0))
-            )
+            grasps.append(Grasp(middle + reach * outwards + deep * UP, turn))
+            if not turn:  # leaning, the arm does not reach far otherwise
+                grasps.append(Grasp(middle + reach * outwards + shallow * UP, turn, LEAN))
     return grasps
 
 

@@ -23,14 +23,13 @@ STILL = 0.0005
 UP: Vector = np.array([0, 0, 1.0])
 DOWN: Rotation = np.array([[0, 1.0, 0], [1.0, 0, 0], [0, 0, -1.0]])
 """A hand that points down with its fingers apart along y."""
-DOWN_TURNED: Rotation = np.diag([-1.0, 1.0, -1.0])
-"""The same with its fingers apart along x."""
 
 
-def pointing(direction: Vector, tilt: float = np.pi / 2, turned: bool = False) -> Rotation:
-    """A hand that points down, tilted towards a horizontal direction: by a right angle, it points there."""
+def pointing(direction: Vector, tilt: float, turn: float = 0.0) -> Rotation:
+    """A hand that points down, turned, and then tilted towards a horizontal direction: by a right angle, it points
+    there."""
     axis = np.cross(np.array([0, 0, -1.0]), direction)
-    return about(axis, tilt) @ (DOWN_TURNED if turned else DOWN)
+    return about(axis, tilt) @ about(UP, turn) @ DOWN
 
 
 class Hand:
@@ -51,12 +50,12 @@ class Hand:
         """To a pose that may move, until it is there, or something else is over, or for so many steps."""
         return go(self.scene.hand, pose, closed, near=near, aligned=ALIGNED, limit=limit, over=over)
 
-    def travel(self, pose: Pose, closed: bool = False, *, limit: int = 70, hanging: float = 0.0) -> Iterator[Aim]:
-        """Above everything on the way to a pose, and down to it; `hanging` metres of something are below the hand."""
+    def travel(self, pose: Pose, closed: bool = False, *, limit: int = 50) -> Iterator[Aim]:
+        """Above everything on the way to a pose, and down to it."""
 
         def on_the_way() -> Pose:
             hand = self.scene.hand().place
-            top = self.scene.top_between(hand, pose.place, BREADTH) + hanging + CLEARANCE
+            top = self.scene.top_between(hand, pose.place, BREADTH) + CLEARANCE
             height = max(top, pose.place[2])
             if hand[2] < height - CLEARANCE / 2:
                 return Pose(np.array([*hand[:2], height]), pose.rotation)

@@ -57,8 +57,8 @@ class PickAndPlace:
         scene, thing = hand.scene, self.thing
         grasp = choose(scene, thing, self.target)
 
-        def grasping(above: float = 0.0) -> Pose:
-            return Pose(scene.at(thing) + grasp.offset + above * UP, grasp.rotation)
+        def grasping(before: float = 0.0) -> Pose:
+            return Pose(scene.at(thing) + grasp.offset - before * grasp.rotation[:, 2], grasp.rotation)
 
         def over(height: float | None = None) -> Pose:
             """Where the hand is when the thing stands where it should, or so high above."""
@@ -108,7 +108,7 @@ class Insert:
         scene, thing = hand.scene, self.thing
         along, height = HANDLE[thing.rsplit("_", 1)[0]]
         into = -scene.rotation(thing)[:, 0]
-        rotation = pointing(into, np.pi / 4, turned=True)
+        rotation = pointing(into, np.pi / 4, np.pi / 2)
 
         def handle(before: float = 0.0) -> Pose:
             place = scene.at(thing) - along * into + height * UP - before * rotation[:, 2]
@@ -146,7 +146,7 @@ class Pull:
     def aims(self, hand: Hand) -> Iterator[Aim]:
         scene = hand.scene
         out = scene.joint(self.drawer).opening
-        rotation = pointing(-out)
+        rotation = pointing(-out, np.pi / 2)
 
         def handle(before: float = 0.0) -> Pose:
             return Pose(scene.handle(self.drawer).middle + before * out, rotation)
@@ -179,7 +179,7 @@ class Shut:
 
     def _drawer(self, scene: Scene, before: float) -> Pose:
         out = scene.joint(self.name).opening
-        return Pose(scene.handle(self.name).middle + before * out, pointing(-out, np.pi / 4, turned=True))
+        return Pose(scene.handle(self.name).middle + before * out, pointing(-out, np.pi / 4, np.pi / 2))
 
     def _door(self, scene: Scene, before: float) -> Pose:
         """Outside of the door, nearer to its free edge than to its hinge."""
@@ -221,8 +221,8 @@ class Push:
         scene, thing = hand.scene, self.thing
         grasp = choose(scene, thing, self.target)
 
-        def rim(above: float = 0.0) -> Pose:
-            return Pose(scene.at(thing) + grasp.offset + above * UP, grasp.rotation)
+        def rim(before: float = 0.0) -> Pose:
+            return Pose(scene.at(thing) + grasp.offset - before * grasp.rotation[:, 2], grasp.rotation)
 
         def pushed(end: Vector) -> Pose:
             """A step further towards a place."""
