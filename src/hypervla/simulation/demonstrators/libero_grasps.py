@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hypervla.simulation.demonstrators.aim import Rotation, Vector, about
+from hypervla.simulation.demonstrators.aim import Rotation, Vector
 from hypervla.simulation.demonstrators.libero_motions import UP, pointing
 from hypervla.simulation.demonstrators.libero_scene import Scene
 
@@ -63,20 +63,20 @@ def choose(scene: Scene, thing: str, target: str) -> Grasp:
 
 
 def _around_the_rim(scene: Scene, thing: str, reach: float, centre: float) -> list[Grasp]:
-    """Up to eight places on a rim, not where a handle is, with the hand straight, or leaning outwards and less deep."""
+    """Up to four places on a rim, not where a handle is, with the hand straight, or leaning outwards and less deep."""
     box, at = scene.box(thing), scene.at(thing)
     middle = scene.rotation(thing) @ np.array([centre, 0, 0])
     deep, shallow = (_depth(scene, thing, below) - middle[2] for below in (0.03, 0.015))
-    low, high = box.low - at - middle, box.high - at - middle
     grasps = []
-    for eighth in range(-1, 7):
-        turn = (eighth % 4 - 4 * (eighth % 4 == 3)) * QUARTER / 2
-        outwards = np.round(about(UP, eighth * QUARTER / 2)[:, 1], 9)
-        edges = np.where(outwards > 0, high, -low)[np.abs(outwards) > 0.5]
-        if (edges < reach + 0.02).all():
-            grasps.append(Grasp(middle + reach * outwards + deep * UP, turn))
+    for axis, turn in ((1, 0.0), (0, QUARTER)):
+        for side in (1, -1):
+            edge = (box.high if side > 0 else box.low)[axis] - at[axis] - middle[axis]
+            if abs(edge) >= reach + 0.02:
+                continue
+            rim = middle + side * reach * np.eye(3)[axis]
+            grasps.append(Grasp(rim + deep * UP, turn))
             if not turn:  # leaning, the arm does not reach far otherwise
-                grasps.append(Grasp(middle + reach * outwards + shallow * UP, turn, LEAN))
+                grasps.append(Grasp(rim + shallow * UP, turn, LEAN))
     return grasps
 
 
