@@ -11,7 +11,7 @@ from hypervla.simulation.demonstrators.aim import Aim, Pose, about, go, held, ro
 
 @pytest.mark.parametrize("seed", range(5))
 def test_rotations_are_those_of_scipy(seed: int) -> None:
-    now, wanted = Rotation.random(2, rng=seed)
+    now, wanted = Rotation.random(2, rng=np.random.default_rng(seed))
     axis = np.random.default_rng(seed).normal(size=3)
     axis /= np.linalg.norm(axis)
     np.testing.assert_allclose(about(axis, 0.7), Rotation.from_rotvec(0.7 * axis).as_matrix(), atol=1e-12)

@@ -3,8 +3,7 @@ state, which no policy ever sees."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any
 
@@ -52,7 +51,10 @@ class SimplerExpert:
             yield from self._pick_and_place()
 
     def _pick_and_place(self) -> Iterator[Aim]:
-        go = partial(to, self._hand, near=NEAR)
+        def go(pose: Callable[[], Pose], closed: bool, **until: Any) -> Iterator[Aim]:
+            """To a pose, and one step more, in which the hand comes to rest."""
+            yield from to(self._hand, pose, closed, near=NEAR, **until)
+            yield Aim(pose(), closed)
 
         def grasp(above: float = 0.0) -> Pose:
             return Pose(self._grasping() + np.array([0, 0, above]), self._across())
