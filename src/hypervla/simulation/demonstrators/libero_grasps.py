@@ -14,9 +14,10 @@ OPENING = 0.074
 """Metres that the fingers can reach around."""
 FINGER = 0.05
 """Metres from the middle of the hand to a finger of the open gripper."""
-PALM, PALM_HEIGHTS, WRIST_HEIGHTS = 0.1, (0.07, 0.11, 0.15, 0.19), (0.16, 0.22)
-"""Metres from the middle of the hand to its broad sides, and from where fingers close up to them on the
-hand's way down, and to the wrist."""
+PALM, PALM_HEIGHT = 0.1, 0.07
+"""Metres from the middle of the hand to its broad sides, and from where fingers close up to them."""
+WAY_DOWN = (0.11, 0.15, 0.19, 0.23)
+"""Metres above a grasp at which the hand comes past what is above."""
 QUARTER = np.pi / 2
 LEAN = 0.6
 """Radians that a hand leans where something is above what it grasps."""
@@ -49,13 +50,15 @@ class Grasp:
 def choose(scene: Scene, thing: str, target: str) -> Grasp:
     """The grasp from above with the most room, where the thing is and where it goes."""
     kind = thing.rsplit("_", 1)[0]
+    covered = scene.is_covered(thing)
     grasps = _at_the_knob(scene, thing, KNOB[kind]) if kind in KNOB else _across(scene, thing)
     if kind in RIM:
         grasps = _around_the_rim(scene, thing, RIM[kind], RIM_CENTRE.get(kind, 0.0))
+        grasps += _leaning(scene, thing, grasps) if covered else []
 
     def worth(grasp: Grasp) -> tuple[float, float, float, float]:
         """Larger is better: touching nothing, then straight, since the arm reaches less far when not, then room."""
-        here = _room(scene, thing, scene.at(thing), grasp)
+        here = _room(scene, thing, scene.at(thing), grasp, WAY_DOWN if covered else ())
         there = _room(scene, thing, scene.place(target, thing), grasp) if scene.joints(target) else here
         return min(here, there, 0.0), -grasp.lean, -abs(grasp.turn), here
 
@@ -63,21 +66,23 @@ def choose(scene: Scene, thing: str, target: str) -> Grasp:
 
 
 def _around_the_rim(scene: Scene, thing: str, reach: float, centre: float) -> list[Grasp]:
-    """Up to four places on a rim, not where a handle is, with the hand straight, or leaning outwards and less deep."""
+    """Up to four places on a rim: not where a handle is."""
     box, at = scene.box(thing), scene.at(thing)
     middle = scene.rotation(thing) @ np.array([centre, 0, 0])
-    deep, shallow = (_depth(scene, thing, below) - middle[2] for below in (0.03, 0.015))
-    grasps = []
+    middle[2] = _depth(scene, thing, 0.03)
+    grasps, handles = [], []
     for axis, turn in ((1, 0.0), (0, QUARTER)):
         for side in (1, -1):
-            edge = (box.high if side > 0 else box.low)[axis] - at[axis] - middle[axis]
-            if abs(edge) >= reach + 0.02:
-                continue
-            rim = middle + side * reach * np.eye(3)[axis]
-            grasps.append(Grasp(rim + deep * UP, turn))
-            if not turn:  # leaning, the arm does not reach far otherwise
-                grasps.append(Grasp(rim + shallow * UP, turn, LEAN))
-    return grasps
+            edge = side * ((box.high if side > 0 else box.low)[axis] - at[axis] - middle[axis])
+            grasp = Grasp(middle + side * reach * np.eye(3)[axis], turn)
+            (handles if centre and edge > reach + 0.02 else grasps).append(grasp)
+    return grasps or handles
+
+
+def _leaning(scene: Scene, thing: str, grasps: list[Grasp]) -> list[Grasp]:
+    """The same less deep, with the hand leaning outwards: not where it is turned, since the arm does not reach so."""
+    higher = (_depth(scene, thing, 0.015) - _depth(scene, thing, 0.03)) * UP
+    return [Grasp(grasp.offset + higher, 0.0, LEAN) for grasp in grasps if not grasp.turn]
 
 
 def _at_the_knob(scene: Scene, thing: str, below: float) -> list[Grasp]:
@@ -105,12 +110,14 @@ def _depth(scene: Scene, thing: str, below: float) -> float:
     return float(max(box.low[2] + 0.012, box.high[2] - below) - scene.at(thing)[2])
 
 
-def _room(scene: Scene, thing: str, at: Vector, grasp: Grasp) -> float:
-    """Metres between the open hand around a thing at a place and the nearest other thing, up to what is enough."""
+def _room(scene: Scene, thing: str, at: Vector, grasp: Grasp, way: tuple[float, ...] = ()) -> float:
+    """Metres between the open hand around a thing at a place and the nearest other thing, up to what is enough; also
+    where its palm comes past on its way, at heights above."""
     place = at + grasp.offset
     along, up = grasp.rotation[:, 0], -grasp.rotation[:, 2]
     points = [(place + side * FINGER * along, 0.01) for side in (1, -1)]
-    points += [(place + side * PALM * along + h * up, 0.03) for side in (1, 0.5, -0.5, -1) for h in PALM_HEIGHTS]
-    points += [(place + h * up, 0.05) for h in WRIST_HEIGHTS]
+    heights = (PALM_HEIGHT, *way)
+    points += [(place + side * PALM * along + h * up, 0.03) for side in (1, 0.5, -0.5, -1) for h in heights]
+    points += [(place + h * up, 0.05) for h in way]
     others = [name for name in scene.things if name != thing]
     return min([0.02, *(scene.distance(name, point) - size for name in others for point, size in points)])

@@ -50,7 +50,7 @@ class Hand:
         """To a pose that may move, until it is there, or something else is over, or for so many steps."""
         return go(self.scene.hand, pose, closed, near=near, aligned=ALIGNED, limit=limit, over=over)
 
-    def travel(self, pose: Pose, closed: bool = False, *, limit: int = 50) -> Iterator[Aim]:
+    def travel(self, pose: Pose, closed: bool = False) -> Iterator[Aim]:
         """Above everything on the way to a pose, and down to it."""
 
         def on_the_way() -> Pose:
@@ -64,7 +64,7 @@ class Hand:
         def above() -> bool:
             return bool(np.linalg.norm((self.scene.hand().place - pose.place)[:2]) < 2 * NEAR)
 
-        yield from self.go(on_the_way, closed, limit=limit, over=above)
+        yield from self.go(on_the_way, closed, limit=50, over=above)
         yield from self.go(lambda: pose, closed, near=2 * NEAR)
 
     def grip(self, pose: Callable[[], Pose]) -> Iterator[Aim]:

@@ -171,7 +171,7 @@ class Shut:
         def shut() -> bool:
             return scene.holds(["close", self.name])
 
-        yield from hand.travel(front(scene, HOVER), True)
+        yield from hand.travel(front(scene, HOVER), closed=True)
         yield from hand.go(
             lambda: front(scene, -AHEAD), True, limit=120, over=lambda: scene.holds(["close", self.name])
         )

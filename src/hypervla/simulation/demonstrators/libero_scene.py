@@ -153,24 +153,27 @@ class Scene:
         fixture = self._task.object_sites_dict[region].parent_name
         return centre + self.rotation(fixture) @ IN_MICROWAVE
 
+    def is_covered(self, thing: str) -> bool:
+        """Whether something else is above a thing."""
+        return bool(self._covers(thing, self.box(thing)).any())
+
     def way_from_under(self, thing: str) -> Vector:
         """The shortest way along x or y to where nothing is above a thing and the hand that holds it from above."""
         box, hand = self.box(thing), self.hand()
         breadth = 0.04 + 0.06 * np.abs(hand.rotation[:, 0])
         low, high = np.minimum(box.low, hand.place - breadth), np.maximum(box.high, hand.place + breadth)
+        sides = np.array([[1.0, 0, 0], [-1.0, 0, 0], [0, 1.0, 0], [0, -1.0, 0]])
+        ways = (distance * side for distance in np.arange(0, 0.3, 0.02) for side in sides)
+        free = (way for way in ways if not self._covers(thing, Box(low + way, high + way)).any())
+        return next(free, np.zeros(3))
+
+    def _covers(self, thing: str, box: Box) -> np.ndarray:
+        """Which shapes of other things are above a box and the thing itself."""
         shapes = [shape for name in self.things if name != thing for shape in self._shapes[name]]
-        centres, rotations, half = self._solids_of(shapes)
-        reach = np.einsum("nij,nj->ni", np.abs(rotations), half)
-        above = (centres - reach)[:, 2] > box.high[2]
-        ways = [
-            np.zeros(3),
-            *(d * u for d in np.arange(0.02, 0.3, 0.02) for u in np.array([*np.eye(3)[:2], *-np.eye(3)[:2]])),
-        ]
-        for way in ways:
-            beside = ((centres - reach > high + way) | (centres + reach < low + way))[:, :2].any(1)
-            if (beside | ~above).all():
-                return way
-        return np.zeros(3)
+        centres, turned, half = self._solids_of(shapes)
+        reach = np.einsum("nij,nj->ni", np.abs(turned), half)
+        within = ((centres - reach < box.high) & (centres + reach > box.low))[:, :2].all(1)
+        return within & ((centres - reach)[:, 2] > self.box(thing).high[2])
 
     def panel(self, fixture: str) -> Panel:
         """The largest flat part of a door."""
