@@ -13,7 +13,11 @@ from PIL import Image
 from hypervla import arguments, checkpoint
 from hypervla.contracts import UserError
 from hypervla.embodiment import WIDOWX, Camera
+from hypervla.runtime.compiler import load
+from hypervla.serving.server import PolicyServer
 from hypervla.training.recipes import recipe
+from tests import tiny
+from tests.fakes import POINT
 
 ROBOT = replace(WIDOWX, cameras=(Camera("front", height=4, width=6),))
 TWO_CAMERAS = replace(WIDOWX, cameras=(Camera("front", height=4, width=6), Camera("wrist", height=2, width=2)))
@@ -51,7 +55,22 @@ def test_a_file_is_no_checkpoint(tmp_path: Path) -> None:
 
 
 def test_a_recording_without_a_driver_needs_to_know_nothing_of_one() -> None:
-    assert arguments.driver_options(None) == {}
+    assert arguments.driver_options(None, POINT) == {}
+
+
+def test_a_checkpoint_and_a_server_that_has_it_drive_alike(checkpoint_folder: Path) -> None:
+    compiler = load(checkpoint_folder)
+    with PolicyServer(compiler, port=0) as server:
+        here, there = (
+            arguments.driver_options(d, POINT) for d in (str(checkpoint_folder), f"ws://127.0.0.1:{server.port}")
+        )
+        assert here["driver"] == there["driver"] == compiler.digest
+        actions = []
+        for options in (here, there):
+            driver = options["make_driver"]()
+            driver.start("find the goal", tiny.observation(0))
+            actions.append([driver.action(tiny.observation(i)) for i in range(3)])
+        np.testing.assert_allclose(actions[0], actions[1], atol=1e-6)
 
 
 def test_a_model_is_a_recipe_or_a_checkpoint() -> None:

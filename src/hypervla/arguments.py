@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from hypervla.models.interface import ModelConfig
     from hypervla.training.recipe import Recipe
 
+SERVED = "ws://"
+"""How the address of a policy server begins."""
 OVERRIDABLE = ("steps", "batch_contexts", "seed", "trace")
 """The fields of a recipe that the command line may override; anything else is a new recipe."""
 
@@ -38,15 +40,15 @@ def find_checkpoint(name: str) -> Path:
     return locate(name)
 
 
-def driver_options(checkpoint: str | None) -> dict[str, Any]:
-    """What `record` needs to know of the checkpoint that drives the first steps of each episode, if one does."""
-    if checkpoint is None:
+def driver_options(driver: str | None, robot: Embodiment) -> dict[str, Any]:
+    """What `record` needs to know of the checkpoint, or the policy server, that drives the first steps of each episode,
+    if one does."""
+    if driver is None:
         return {}
-    from hypervla.checkpoint import read_card
     from hypervla.evaluation.driver import PolicyDriver
 
-    path = find_checkpoint(checkpoint)
-    return {"make_driver": partial(PolicyDriver, path), "driver": read_card(path).digest}
+    make = partial(PolicyDriver, driver if driver.startswith(SERVED) else find_checkpoint(driver), robot)
+    return {"make_driver": make, "driver": make().digest}
 
 
 def find_model(name: str) -> ModelConfig:

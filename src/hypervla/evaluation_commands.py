@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -78,8 +79,8 @@ def record(
         seed: First scene of each task.
         workers: Processes that simulate.
         max_steps: An attempt ends after this many steps.
-        driver: A checkpoint that drives the first steps of each episode, while the expert labels what it should have
-            done and then rescues it (DAgger).
+        driver: A checkpoint, or a policy server at ws://HOST:PORT, that drives the first steps of each episode, while
+            the expert labels what it should have done and then rescues it (DAgger).
     """
     from hypervla.contracts import UserError
 
@@ -98,9 +99,11 @@ def record(
         given = {"out": out, "suite": found.name, "noise": noise, "seed": seed, "workers": workers}
         words = ["record", *_words({**given, "max-steps": max_steps}), *flags("--task", tasks)]
         words += ["--episodes", *map(str, episodes)]
-        if driver is not None:
-            raise UserError("A checkpoint drives only where PyTorch is, which this suite's environment does without.")
-        run_away(found.needs, words)
+        if driver is None:
+            run_away(found.needs, words)
+            return
+        with _served(found.needs, driver) as address:
+            run_away(found.needs, [*words, "--driver", address])
         return
     if found.make is None:
         raise UserError(f"Nobody demonstrates suite '{found.name}'.")
@@ -115,7 +118,7 @@ def record(
         max_steps=max_steps,
         suite=suite or "",
         command=shlex.join(["hypervla", *command()[1:]]),
-        **driver_options(driver),
+        **driver_options(driver, found.embodiment),
     )
 
 
@@ -248,23 +251,34 @@ def _evaluate_away(
     ray: str | None,
 ) -> None:
     """Where the simulator is: the policy stays here, behind a server of its own. Raises UserError with --ray."""
-    from hypervla.arguments import check_device, find_checkpoint
     from hypervla.away import run_away
     from hypervla.contracts import UserError
     from hypervla.evaluation.expert import EXPERT
-    from hypervla.simulation.homes import interpreter
 
     if ray is not None:
         raise UserError("This suite goes on in an environment of its own, where --ray does not follow: leave it out.")
-    interpreter(package)  # refused before anything large is loaded
     if checkpoint == EXPERT:
         run_away(package, ["eval", EXPERT, *words])
     elif checkpoint is None:
         run_away(package, ["eval", "--server", str(server), *words])
     else:
-        from hypervla.runtime.opening import load_on
-        from hypervla.serving.server import PolicyServer
+        with _served(package, checkpoint, device, engine) as address:
+            run_away(package, ["eval", "--server", address, *words])
 
-        compiler = load_on(find_checkpoint(checkpoint), check_device(device), None, engine)
-        with PolicyServer(compiler, port=0) as serving:
-            run_away(package, ["eval", "--server", f"ws://127.0.0.1:{serving.port}", *words])
+
+@contextmanager
+def _served(package: str, checkpoint: str, device: str = "cpu", engine: str | None = None) -> Iterator[str]:
+    """The address of a server with the checkpoint, for the environment where that package is; a server is its own."""
+    from hypervla.arguments import SERVED, check_device, find_checkpoint
+    from hypervla.simulation.homes import interpreter
+
+    interpreter(package)  # refused before anything large is loaded
+    if checkpoint.startswith(SERVED):
+        yield checkpoint
+        return
+    from hypervla.runtime.opening import load_on
+    from hypervla.serving.server import PolicyServer
+
+    compiler = load_on(find_checkpoint(checkpoint), check_device(device), None, engine)
+    with PolicyServer(compiler, port=0) as serving:
+        yield f"{SERVED}127.0.0.1:{serving.port}"

@@ -61,6 +61,14 @@ def test_a_recording_goes_on_there(elsewhere: Path) -> None:
     assert heard["words"][heard["words"].index("--episodes") + 1] == "3"
 
 
+def test_a_checkpoint_drives_from_here(elsewhere: Path, checkpoint_folder: Path) -> None:
+    words = ["record", "--suite", "libero-object", "--task", TASK, "--episodes", "3", "--out", "data"]
+    cli.main([*words, "--driver", str(checkpoint_folder)])
+    heard = json.loads(elsewhere.read_text())["words"]
+    assert heard[heard.index("--driver") + 1].startswith("ws://127.0.0.1:")
+    assert str(checkpoint_folder) not in heard
+
+
 def test_the_expert_is_evaluated_there(elsewhere: Path) -> None:
     cli.main(["eval", "expert", "--suite", "libero-goal", "--trials", "2", "--workers", "1", "-o", "runs/x"])
     words = json.loads(elsewhere.read_text())["words"]

@@ -7,21 +7,31 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
-from hypervla.contracts import Observation, Policy
-from hypervla.runtime.compiler import load
+from hypervla.contracts import Observation
+from hypervla.embodiment import Embodiment
+from hypervla.evaluation.trial import load_compiler
 from hypervla.runtime.execution import TemporalEnsemble
+from hypervla.runtime.protocols import TimedPolicy
 
 
 class PolicyDriver:
     """Compiles a task policy at the start of each episode and acts with the temporal ensemble; a Driver."""
 
-    def __init__(self, checkpoint: Path) -> None:
-        import torch
+    def __init__(self, checkpoint: Path | str, robot: Embodiment) -> None:
+        """A checkpoint's folder, or the address of a policy server (ws://HOST:PORT). Raises UserError for another
+        robot's."""
+        if isinstance(checkpoint, Path):
+            import torch
 
-        torch.set_num_threads(1)  # recordings run one process per core
-        self._compiler = load(checkpoint)
+            torch.set_num_threads(1)  # recordings run one process per core
+        self._compiler = load_compiler(checkpoint, "cpu", robot=robot)
         self._execution = TemporalEnsemble(self._compiler.embodiment)
-        self._policy: Policy | None = None
+        self._policy: TimedPolicy | None = None
+
+    @property
+    def digest(self) -> str:
+        """Of the checkpoint."""
+        return self._compiler.digest
 
     def start(self, instruction: str, observation: Observation) -> None:
         """Compile for this instruction and first image."""

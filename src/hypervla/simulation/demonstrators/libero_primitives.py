@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -31,6 +31,7 @@ RISE = np.array([0, 0, 0.02])
 """Metres a step: slowly away from what was let go."""
 
 
+@runtime_checkable
 class Primitive(Protocol):
     """Yields what the hand should do until it is over, or has failed: then the state says what is next."""
 
