@@ -80,7 +80,7 @@ env-libero: $(LIBERO)/.ready
 
 $(LIBERO)/.ready: pyproject.toml constraints-libero.txt
 	$(PYTHON) -m venv $(LIBERO)
-	$(LIBERO)/bin/python -m pip install --disable-pip-version-check -c constraints-libero.txt -e '.[data,libero,report,serve]' pytest hypothesis
+	$(LIBERO)/bin/python -m pip install --disable-pip-version-check -c constraints-libero.txt -e '.[hdf5,libero,report,serve]' pytest hypothesis
 	$(LIBERO)/bin/python -m pip install --disable-pip-version-check --no-deps \
 		$$(grep -E '^(bddl|hf-libero|openpi-client|robosuite)==' constraints-libero.txt)
 	touch $@

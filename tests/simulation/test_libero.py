@@ -117,7 +117,7 @@ def test_it_keeps_the_contract(opened: Open) -> None:
     check_environment(lambda: opened("object", 0), solve, limit=220)
 
 
-@pytest.mark.parametrize(("opening", "word"), [(0, "missed"), (90, "dropped")])
+@pytest.mark.parametrize(("opening", "word"), [(0, "missed"), (60, "dropped")])
 def test_what_the_fingers_do_is_told_from_the_simulators_state(opened: Open, opening: int, word: str) -> None:
     environment = opened("object", 7)
     expert = LiberoExpert(environment)
