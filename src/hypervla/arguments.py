@@ -45,10 +45,14 @@ def driver_options(driver: str | None, robot: Embodiment) -> dict[str, Any]:
     if one does."""
     if driver is None:
         return {}
+    from hypervla.checkpoint import read_card
     from hypervla.evaluation.driver import PolicyDriver
+    from hypervla.runtime.client import RemoteCompiler
 
-    make = partial(PolicyDriver, driver if driver.startswith(SERVED) else find_checkpoint(driver), robot)
-    return {"make_driver": make, "driver": make().digest}
+    if driver.startswith(SERVED):
+        return {"make_driver": partial(PolicyDriver, driver, robot), "driver": RemoteCompiler(driver, robot).digest}
+    path = find_checkpoint(driver)
+    return {"make_driver": partial(PolicyDriver, path, robot), "driver": read_card(path).digest}
 
 
 def find_model(name: str) -> ModelConfig:

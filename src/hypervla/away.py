@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Sequence
 
+from hypervla.child import run_child
 from hypervla.runtime.provenance import COMMAND
 from hypervla.simulation.homes import interpreter
 
@@ -17,6 +16,4 @@ def run_away(package: str, words: Sequence[str]) -> None:
     and SystemExit with the command's own status when it fails: it has said why."""
     python = interpreter(package)
     asked = json.dumps(["hypervla", *sys.argv[1:]])
-    done = subprocess.run([python, "-m", "hypervla.cli", *words], env=os.environ | {COMMAND: asked})
-    if done.returncode != 0:
-        raise SystemExit(done.returncode)
+    run_child(python, words, {COMMAND: asked})

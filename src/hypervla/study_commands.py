@@ -40,7 +40,6 @@ def study(
         workers: Processes that simulate.
         show: Train nothing; make the table of what has come so far.
     """
-    import json
     import math
 
     from rich.console import Console
@@ -48,7 +47,6 @@ def study(
 
     from hypervla.arguments import unknown
     from hypervla.contracts import UserError
-    from hypervla.durable import write_atomically
     from hypervla.studies import table
     from hypervla.studies.catalogue import study as find_study
     from hypervla.studies.conduct import Conductor
@@ -67,18 +65,14 @@ def study(
     conductor.check(todo)
     console = Console()
 
-    def keep() -> None:
-        write_atomically(out / "study.md", table.markdown(conductor).encode())
-        write_atomically(out / "study.json", (json.dumps(table.to_json(conductor)) + "\n").encode())
-
+    kept = table.save(conductor)
     for place, cell in enumerate(todo, start=1):
         console.print(
             f"{place} of {len(todo)}: {cell.system.name}, {cell.part.name}, seed {cell.seed}", highlight=False
         )
         conductor.make(cell)
-        keep()
-    keep()
-    head, *body = table.rows(conductor)
+        kept = table.save(conductor)
+    head, *body = table.rows(found, kept)
     page = Table(*head, title=found.question)
     for row in body:
         page.add_row(*row)

@@ -82,6 +82,10 @@ def conducted(data: Path, out: Path, hypervla: Hypervla, seeds: int = 1) -> Cond
     return conductor
 
 
+def rows(conductor: Conductor) -> list[list[str]]:
+    return table.rows(STUDY, table.entries(conductor))
+
+
 def test_every_run_is_the_command_a_person_would_type(data: Path, tmp_path: Path) -> None:
     hypervla, out = Hypervla(), tmp_path / "out"
     conducted(data, out, hypervla)
@@ -111,7 +115,7 @@ def test_a_study_that_was_stopped_goes_on_and_comes_to_the_same(data: Path, tmp_
     again = conducted(data, tmp_path / "out", second := Hypervla())
     assert len(first.said) + len(second.said) == 7 + 1  # the one that failed twice, no other
     assert table.to_json(again) == table.to_json(whole)
-    assert table.rows(again) == table.rows(whole)
+    assert rows(again) == rows(whole)
 
 
 def test_an_interrupted_training_is_resumed(data: Path, tmp_path: Path) -> None:
@@ -123,7 +127,7 @@ def test_an_interrupted_training_is_resumed(data: Path, tmp_path: Path) -> None:
 
 
 def test_the_table_says_how_sure_it_is(data: Path, tmp_path: Path) -> None:
-    single = table.rows(conducted(data, tmp_path / "out", Hypervla()))
+    single = rows(conducted(data, tmp_path / "out", Hypervla()))
     assert single[0] == ["system", "seen", "against the first", "not seen (out of distribution)", "against the first",
                          "published"]  # fmt: skip
     assert single[1][:3] == ["one", "66.7 % (30–90 %)", ""]
@@ -135,7 +139,7 @@ def test_the_table_says_how_sure_it_is(data: Path, tmp_path: Path) -> None:
     assert [results.overall.successes for results in first.seeds] == [4, 5]
     assert math.isclose(first.standard_error, 1 / 12)
     assert str(first) == "75 % ± 8.3 (47–91 %)"
-    page = table.markdown(conductor)
+    page = table.markdown(conductor, table.entries(conductor))
     assert "2 minutes of one core. 3 trials" in page
     assert page.count("\n| ") == 2 + len(STUDY.systems)
 

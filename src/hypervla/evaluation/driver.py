@@ -28,11 +28,6 @@ class PolicyDriver:
         self._execution = TemporalEnsemble(self._compiler.embodiment)
         self._policy: TimedPolicy | None = None
 
-    @property
-    def digest(self) -> str:
-        """Of the checkpoint."""
-        return self._compiler.digest
-
     def start(self, instruction: str, observation: Observation) -> None:
         """Compile for this instruction and first image."""
         self._policy = self._compiler.compile(instruction, observation.images)

@@ -59,11 +59,8 @@ def ablations() -> Study:
 def zero_shot() -> Study:
     """HyperVLA's table 1: scenes, sentences, combinations and objects that no demonstration shows."""
     others = tuple(name for name in suite("metaworld-shared-scene").tasks if len(set(name.split(IN_SCENE_OF))) == 2)
-    unseen_objects = tuple(task for task in suite("libero-object").tasks if "milk" in task or "butter" in task)
-    seen_objects = tuple(task for task in suite("libero-object").tasks if task not in unseen_objects)
-    unseen_places = suite("libero-spatial").tasks[:2]
-    seen_places = suite("libero-spatial").tasks[2:]
-    unseen_simpler, seen_simpler = ("widowx-spoon-on-towel",), ("widowx-carrot-on-plate", "widowx-stack-cube")
+    objects = tuple(task for task in suite("libero-object").tasks if "milk" in task or "butter" in task)
+    simpler = ("widowx-carrot-on-plate", "widowx-stack-cube")
     return _of(
         "zero-shot",
         ("mt10", "libero-object", "libero-spatial", "simpler-widowx"),
@@ -82,35 +79,21 @@ def zero_shot() -> Study:
                     Column("a task in another's scene", "metaworld-shared-scene", others, in_distribution=False),
                 ),
             ),
-            Part(
-                "libero-object",
-                ("libero-object",),
-                (
-                    Column("LIBERO-Object, new scenes", "libero-object", seen_objects),
-                    Column("LIBERO-Object, new objects", "libero-object", unseen_objects, in_distribution=False),
-                ),
-                canonical("libero-object", unseen_objects),
-            ),
-            Part(
-                "libero-spatial",
-                ("libero-spatial",),
-                (
-                    Column("LIBERO-Spatial, new scenes", "libero-spatial", seen_places),
-                    Column("LIBERO-Spatial, new places", "libero-spatial", unseen_places, in_distribution=False),
-                ),
-                canonical("libero-spatial", unseen_places),
-            ),
-            Part(
-                "simpler",
-                ("simpler-widowx",),
-                (
-                    Column("SIMPLER, new scenes", "simpler-widowx", seen_simpler),
-                    Column("SIMPLER, new object", "simpler-widowx", unseen_simpler, in_distribution=False),
-                ),
-                canonical("simpler-widowx", unseen_simpler),
-            ),
+            _partly("libero-object", "LIBERO-Object", "new objects", objects),
+            _partly("libero-spatial", "LIBERO-Spatial", "new places", suite("libero-spatial").tasks[:2]),
+            _partly("simpler-widowx", "SIMPLER", "new object", ("widowx-spoon-on-towel",), simpler),
         ),
     )
+
+
+def _partly(name: str, title: str, new: str, unseen: tuple[str, ...], seen: tuple[str, ...] | None = None) -> Part:
+    """Training on a suite without some of its tasks; judged on those, and on the others or some of them."""
+    seen = seen or tuple(task for task in suite(name).tasks if task not in unseen)
+    columns = (
+        Column(f"{title}, new scenes", name, seen),
+        Column(f"{title}, {new}", name, unseen, in_distribution=False),
+    )
+    return Part(name, (name,), columns, canonical(name, unseen))
 
 
 def few_shot() -> Study:

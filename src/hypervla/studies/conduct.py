@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import signal
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from hypervla.child import run_child
 from hypervla.contracts import UserError
 from hypervla.durable import write_atomically
 from hypervla.evaluation.results import Results
 from hypervla.studies.study import Budget, Cell, Column, Study, slug
+from hypervla.training.metrics import processor_seconds, reports
 
 FOREVER = 1_000_000
 """Steps of a run that ends by its time."""
@@ -100,9 +100,8 @@ class Conductor:
         words += [word for name in data for word in ("--data", str(self.data / name))]
         words += [word for sentence in leave_out for word in ("--leave-out", sentence)]
         self._run([*words, *(["--resume"] if (run / "resume" / "state.json").is_file() else [])])
-        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        spent = sum(row["processor_seconds"] for row in rows) / 60
-        write_atomically(done, (json.dumps({"steps": rows[-1]["step"], "minutes": round(spent, 1)}) + "\n").encode())
+        found = {"steps": reports(run)[-1]["step"], "minutes": round(processor_seconds(run) / 60, 1)}
+        write_atomically(done, (json.dumps(found) + "\n").encode())
 
     def _evaluation(self, run: Path, column: Column) -> list[str]:
         words = ["eval", str(run), "--suite", column.suite, "--trials", str(self.budget.trials)]
@@ -113,17 +112,4 @@ class Conductor:
 
     def _run(self, words: Sequence[str]) -> None:
         print("$", shlex.join(["hypervla", *words]), flush=True)
-        (self.hypervla or hypervla_process)(words)
-
-
-def hypervla_process(words: Sequence[str]) -> None:
-    """`hypervla WORDS` in a process of its own, which hears of Ctrl-C itself and is waited for. Raises SystemExit with
-    its status when it fails: it has said why."""
-    process = subprocess.Popen([sys.executable, "-m", "hypervla.cli", *words], env=os.environ)
-    try:
-        status = process.wait()
-    except KeyboardInterrupt:
-        process.wait()
-        raise KeyboardInterrupt("Stopped; the same command goes on.") from None
-    if status:
-        raise SystemExit(128 + signal.SIGINT if status == -signal.SIGINT else status)
+        (self.hypervla or partial(run_child, sys.executable))(words)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hypervla.durable import write_atomically
 from hypervla.evaluation.intervals import PairedDifference, Rate
 from hypervla.evaluation.report import percent, span
 from hypervla.evaluation.results import Results, paired
 from hypervla.studies.conduct import Conductor
-from hypervla.studies.study import Cell, Column, Part, System
+from hypervla.studies.study import Cell, Column, Part, Study, System
 
 
 @dataclass(frozen=True)
@@ -55,15 +57,24 @@ def entry(conductor: Conductor, part: Part, system: System, column: Column) -> E
     return Entry(tuple(results for results in found if results is not None))
 
 
-def columns(conductor: Conductor) -> Iterator[tuple[Part, Column]]:
-    for part in conductor.study.parts:
+def columns(study: Study) -> Iterator[tuple[Part, Column]]:
+    for part in study.parts:
         for column in part.columns:
             yield part, column
 
 
-def rows(conductor: Conductor) -> list[list[str]]:
+Entries = Mapping[tuple[Part, System, Column], Entry]
+
+
+def entries(conductor: Conductor) -> Entries:
+    """What has come of every system in every column, read once."""
+    cells = [(part, system, column) for part, column in columns(conductor.study) for system in conductor.study.systems]
+    return {cell: entry(conductor, *cell) for cell in cells}
+
+
+def rows(study: Study, found: Entries) -> list[list[str]]:
     """The table as text, its head first."""
-    pairs, systems = list(columns(conductor)), conductor.study.systems
+    pairs, systems = list(columns(study)), study.systems
     published = any(system.published for system in systems)
     head = ["system"]
     for _, column in pairs:
@@ -73,7 +84,7 @@ def rows(conductor: Conductor) -> list[list[str]]:
     for system in systems:
         row = [system.name]
         for part, column in pairs:
-            own, first = (entry(conductor, part, one, column) for one in (system, systems[0]))
+            own, first = found[part, system, column], found[part, systems[0], column]
             change = None if system is systems[0] else own.against(first)
             row += [str(own), "" if change is None else difference(change)]
         table.append([*row, system.published] if published else row)
@@ -86,7 +97,7 @@ def difference(change: PairedDifference) -> str:
     return f"{100 * change.mean:+.1f} ({low:+.1f} to {high:+.1f})".replace("-", "−")
 
 
-def markdown(conductor: Conductor) -> str:
+def markdown(conductor: Conductor, found: Entries) -> str:
     """Question, conditions and table, for a page."""
     study, budget = conductor.study, conductor.budget
     length = f"{study.steps} steps" if study.steps else f"{budget.minutes:g} minutes of one core"
@@ -99,11 +110,10 @@ def markdown(conductor: Conductor) -> str:
         "for differences on the same scenes); ± is the standard error over training seeds.",
         "",
     ]
-    head, *body = rows(conductor)
+    head, *body = rows(study, found)
     for row in (head, ["---"] * len(head), *body):
         text.append("| " + " | ".join(row) + " |")
-    scenes = {r.conditions.scene for part, column in columns(conductor) for system in study.systems
-              for r in entry(conductor, part, system, column).seeds if r.conditions.scene}  # fmt: skip
+    scenes = {r.conditions.scene for one in found.values() for r in one.seeds if r.conditions.scene}
     return "\n".join([*text, "", *(f"- {scene}" for scene in sorted(scenes)), ""])
 
 
@@ -119,6 +129,14 @@ def to_json(conductor: Conductor) -> dict[str, Any]:
                     about = {"part": part.name, "system": system.name, "seed": seed, "recipe": system.recipe}
                     found.append({**about, **conductor.training(cell), "columns": judged})
     return {"study": study.name, "trials": conductor.budget.trials, "runs": found}
+
+
+def save(conductor: Conductor) -> Entries:
+    """Write OUT/study.md and OUT/study.json as far as the study has come, and say how far that is."""
+    found = entries(conductor)
+    write_atomically(conductor.out / "study.md", markdown(conductor, found).encode())
+    write_atomically(conductor.out / "study.json", (json.dumps(to_json(conductor)) + "\n").encode())
+    return found
 
 
 def _brief(results: Results | None) -> Mapping[str, Any]:

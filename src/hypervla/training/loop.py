@@ -130,6 +130,8 @@ def conventions(mixture: Mixture) -> str:
 
 def check_left_out(recipe: Recipe, mixture: Mixture) -> None:
     """Refuse to leave out an instruction that no episode begins with. Raises UserError."""
+    if not recipe.sampling.leave_out:
+        return
     known = {reader.instruction(int(row)) for reader in mixture.readers for row in reader.starts[:-1]}
     for sentence in recipe.sampling.leave_out:
         if sentence not in known:

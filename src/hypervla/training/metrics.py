@@ -11,6 +11,17 @@ from typing import Any
 LOG = "metrics.jsonl"
 
 
+def reports(out: Path) -> list[dict[str, Any]]:
+    """What a run has reported so far; nothing before its first report."""
+    path = out / LOG
+    return [json.loads(row) for row in path.read_text().splitlines()] if path.exists() else []
+
+
+def processor_seconds(out: Path) -> float:
+    """What a run has taken so far."""
+    return sum((row.get("processor_seconds", 0.0) for row in reports(out)), start=0.0)
+
+
 class Metrics:
     """Appends one JSON line per report to metrics.jsonl and mirrors it to TensorBoard and the terminal.
 
@@ -44,11 +55,6 @@ class Metrics:
         self._bar.stop()
         if self._board is not None:
             self._board.close()
-
-    def total(self, name: str) -> float:
-        """The sum of a value over the reports so far, those of the run that is resumed."""
-        rows = self._path.read_text().splitlines() if self._path.exists() else []
-        return sum((json.loads(row).get(name, 0.0) for row in rows), start=0.0)
 
     def report(self, step: int, **values: float) -> None:
         """Log the values of this step."""

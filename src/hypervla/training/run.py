@@ -24,7 +24,7 @@ from hypervla.runtime.provenance import code_commit, machine
 from hypervla.training import resume as resuming
 from hypervla.training.batches import batches
 from hypervla.training.initial import start_from, with_sources
-from hypervla.training.metrics import Metrics
+from hypervla.training.metrics import Metrics, processor_seconds
 from hypervla.training.optimizer import make_optimizer, rate_factor, set_rates, update_average
 from hypervla.training.recipe import Settings
 
@@ -181,7 +181,7 @@ def learn(run: Run, *, workers: int, save_every: int, on_step: OnStep | None, mi
         stop_on_interrupt() as stop,
         batches(run.training, range(run.step, settings.steps), workers) as stream,
     ):
-        began, worked, spent = time.monotonic(), time.process_time(), metrics.total("processor_seconds")
+        began, worked, spent = time.monotonic(), time.process_time(), processor_seconds(run.out)
         for step, batch in enumerate(stream, start=run.step + 1):
             batch = batch.to(run.device)
             set_rates(optimizer, rate_factor(settings.optimizer, step - 1, settings.steps))
