@@ -7,10 +7,18 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float32
 
-from hypervla.simulation.demonstrators.aim import Vector
+from hypervla.simulation.demonstrators.aim import Pose, Rotation, Vector
 from hypervla.simulation.libero import LiberoEnvironment
+
+Solids = tuple[np.ndarray, np.ndarray, np.ndarray]
+HINGE = 3
+"""MuJoCo's number for a joint that turns."""
+IN_DRAWER = 0.028
+"""Metres from a drawer's middle towards its front to where things are put: clear of the handles above."""
+IN_MICROWAVE = np.array([-0.03, -0.02, -0.06])
+"""Metres from the middle of a microwave's region to where things are put: its room is around another middle."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +33,39 @@ class Box:
         return (self.low + self.high) / 2
 
 
+@dataclass(frozen=True)
+class Joint:
+    """How a drawer, a door or a knob moves."""
+
+    opening: Vector
+    """Along which, or about which, it opens or is turned on."""
+    anchor: Vector
+    hinge: bool
+
+
+@dataclass(frozen=True)
+class Knob:
+    """A knob's bar: the height of its top, and its angle from the world's x."""
+
+    top: float
+    angle: float
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A door's panel: its middle, how thick it is, and the height of its top."""
+
+    centre: Vector
+    thickness: float
+    top: float
+
+
 class Scene:
     """The task that an environment has open."""
 
     def __init__(self, environment: LiberoEnvironment) -> None:
-        self._simulator = environment.simulator
+        self.task = environment.task
+        self._environment, self._simulator = environment, environment.simulator
 
     @property
     def goals(self) -> list[list[str]]:
@@ -45,21 +81,26 @@ class Scene:
         """A thing's own origin."""
         return np.array(self._data.body_xpos[self._task.obj_body_id[thing]])
 
+    def rotation(self, thing: str) -> Rotation:
+        return np.array(self._data.body_xmat[self._task.obj_body_id[thing]]).reshape(3, 3)
+
     def box(self, thing: str) -> Box:
         """What a thing can be touched at."""
-        centres, turned, half = self._solids(thing)
-        reach = np.einsum("nij,nj->ni", np.abs(turned), half)
-        return Box((centres - reach).min(0), (centres + reach).max(0))
+        return self._around(self._solids_of(self._shapes[thing]))
 
     def distance(self, thing: str, point: Vector) -> float:
         """Metres from a point to the nearest part of a thing, each a box turned as it stands; 0 inside of one."""
-        centres, turned, half = self._solids(thing)
+        centres, turned, half = self._solids_of(self._shapes[thing])
         inside = np.einsum("nij,ni->nj", turned, point - centres)
         return float(np.linalg.norm(np.maximum(0, np.abs(inside) - half), axis=1).min())
 
-    def _solids(self, thing: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Centres, rotations and half the sides of the boxes around a thing's shapes."""
-        shapes = self._shapes[thing]
+    def _around(self, solids: Solids) -> Box:
+        centres, turned, half = solids
+        reach = np.einsum("nij,nj->ni", np.abs(turned), half)
+        return Box((centres - reach).min(0), (centres + reach).max(0))
+
+    def _solids_of(self, shapes: list[int]) -> Solids:
+        """Centres, rotations and half the sides of the boxes around shapes."""
         turned = np.array(self._data.geom_xmat[shapes]).reshape(-1, 3, 3)
         aabb = np.array(self._model.geom_aabb[shapes])
         return self._data.geom_xpos[shapes] + np.einsum("nij,nj->ni", turned, aabb[:, :3]), turned, aabb[:, 3:]
@@ -68,21 +109,126 @@ class Scene:
         """Whether one of the task's goals is reached."""
         return bool(self._task._eval_predicate(goal))
 
-    def place(self, target: str) -> Vector:
-        """Where the underside of what is put onto a thing, or into a region, comes to stand."""
+    def place(self, target: str, thing: str) -> Vector:
+        """Where the underside of a thing that is put onto a target, or into a region, comes to stand."""
+        return self._middle(target) + self._share(target, thing)
+
+    def _middle(self, target: str) -> Vector:
         if target in self._task.obj_body_id:
             box = self.box(target)
             return np.array([*box.middle[:2], box.high[2]])
         region = self._task.object_sites_dict[target]
         centre = np.array(self._data.get_site_xpos(region.name))
+        if self.joints(target):
+            drawer = self._around(self._solids_of(self._joint_shapes(target)))
+            centre += IN_DRAWER * self.joint(target).opening
+            return np.array([*centre[:2], drawer.high[2]])
         parent = region.parent_name
         height = self.box(parent).high[2] if parent in self._task.obj_body_id else centre[2]
         return np.array([*centre[:2], height])
 
-    def hand(self) -> tuple[Vector, Float64[np.ndarray, "3 3"]]:
+    def _share(self, target: str, thing: str) -> Vector:
+        """From a target's middle to a thing's own part of it: things that go onto the same stand side by side."""
+        things = [goal[1] for goal in self.goals if goal[0] == "on" and goal[2] == target]
+        from_middle = things.index(thing) - (len(things) - 1) / 2 if things else 0.0
+        size = self.box(thing).high - self.box(thing).low
+        narrow = int(size[:2].argmin())
+        return from_middle * (size[narrow] + 0.01) * np.eye(3)[narrow]
+
+    def half_size(self, region: str) -> Vector:
+        """Half the sides of a region on the table."""
+        return np.array(self._task.object_sites_dict[region].size[:3])
+
+    def place_inside(self, region: str) -> Vector:
+        """Where the origin of what is slid into a region comes to stand, from its own frame's front."""
+        centre = np.array(self._data.get_site_xpos(region))
+        fixture = self._task.object_sites_dict[region].parent_name
+        return centre + self.rotation(fixture) @ IN_MICROWAVE
+
+    def is_covered(self, thing: str) -> bool:
+        """Whether something else is above a thing."""
+        return bool(self._covers(thing, self.box(thing)).any())
+
+    def way_from_under(self, thing: str) -> Vector:
+        """The shortest way along x or y to where nothing is above a thing and the hand that holds it from above."""
+        box, hand = self.box(thing), self.hand()
+        breadth = 0.04 + 0.06 * np.abs(hand.rotation[:, 0])
+        low, high = np.minimum(box.low, hand.place - breadth), np.maximum(box.high, hand.place + breadth)
+        sides = np.array([[1.0, 0, 0], [-1.0, 0, 0], [0, 1.0, 0], [0, -1.0, 0]])
+        ways = (distance * side for distance in np.arange(0, 0.3, 0.02) for side in sides)
+        free = (way for way in ways if not self._covers(thing, Box(low + way, high + way)).any())
+        return next(free, np.zeros(3))
+
+    def _covers(self, thing: str, box: Box) -> np.ndarray:
+        """Which shapes of other things are above a box and the thing itself."""
+        shapes = [shape for name in self.things if name != thing for shape in self._shapes[name]]
+        centres, turned, half = self._solids_of(shapes)
+        reach = np.einsum("nij,nj->ni", np.abs(turned), half)
+        within = ((centres - reach < box.high) & (centres + reach > box.low))[:, :2].all(1)
+        return within & ((centres - reach)[:, 2] > self.box(thing).high[2])
+
+    def panel(self, fixture: str) -> Panel:
+        """The largest flat part of a door."""
+        centres, turned, half = self._solids_of(self._joint_shapes(fixture))
+        largest = int(half.prod(1).argmax())
+        top = centres[largest, 2] + np.abs(turned[largest, 2]) @ half[largest]
+        return Panel(centres[largest], float(2 * half[largest].min()), float(top))
+
+    def top_between(self, start: Vector, end: Vector, breadth: float, without: str = "") -> float:
+        """Height of the highest part of anything within so many metres of the straight way between two places."""
+        shapes = [shape for thing in self.things if thing != without for shape in self._shapes[thing]]
+        centres, turned, half = self._solids_of(shapes)
+        reach = np.einsum("nij,nj->ni", np.abs(turned), half)
+        way = np.linspace(start[:2], end[:2], 20)[:, None]
+        apart = np.linalg.norm(np.maximum(0, np.abs(way - centres[None, :, :2]) - reach[:, :2]), axis=2).min(0)
+        tops = (centres + reach)[:, 2]
+        return float(max(tops[apart < breadth], default=-np.inf))
+
+    def joints(self, name: str) -> list[str]:
+        """Names of the joints that a fixture, or a fixture's region, moves with."""
+        owner = self._task.object_sites_dict.get(name) or self._task.get_object(name)
+        return list(getattr(owner, "joints", None) or ())
+
+    def joint(self, name: str) -> Joint:
+        """The joint of a drawer's region, of a door or of a knob."""
+        number = self._joint_number(name)
+        low, high = self._model.jnt_range[number]
+        opening = np.array(self._data.xaxis[number]) * np.sign(max(low, high, key=abs))
+        anchor = np.array(self._data.xanchor[number])
+        return Joint(opening, anchor, int(self._model.jnt_type[number]) == HINGE)
+
+    def is_shut(self, target: str) -> bool:
+        """Whether a region is in a drawer that is not open."""
+        return target in self._task.object_sites_dict and bool(self.joints(target)) and not self.holds(["open", target])
+
+    def is_enclosed(self, target: str) -> bool:
+        """Whether things cannot be put into a region from above."""
+        return target.endswith("heating_region")
+
+    def handle(self, drawer: str) -> Box:
+        """What sticks out farthest of a drawer."""
+        centres, turned, half = self._solids_of(self._joint_shapes(drawer))
+        farthest = int((centres @ self.joint(drawer).opening).argmax())
+        return self._around((centres[[farthest]], turned[[farthest]], half[[farthest]]))
+
+    def knob(self, fixture: str) -> Knob:
+        """What sticks up highest of what turns."""
+        centres, turned, half = self._solids_of(self._joint_shapes(fixture))
+        tops = centres[:, 2] + np.einsum("nij,nj->ni", np.abs(turned), half)[:, 2]
+        highest = int(tops.argmax())
+        axes = turned[highest][:2] * half[highest]
+        long = axes[:, np.linalg.norm(axes, axis=0).argmax()]
+        angle = np.arctan2(long[1], long[0])
+        return Knob(float(tops[highest]), float((angle + np.pi / 2) % np.pi - np.pi / 2))
+
+    def hand(self) -> Pose:
         """Where the fingers close, and the hand's rotation."""
         site = self._simulator.robots[0].eef_site_id
-        return np.array(self._data.site_xpos[site]), np.array(self._data.site_xmat[site]).reshape(3, 3)
+        return Pose(np.array(self._data.site_xpos[site]), np.array(self._data.site_xmat[site]).reshape(3, 3))
+
+    def fingers(self) -> Float32[np.ndarray, "2"]:
+        """Where both fingers are, in metres."""
+        return self._environment.proprio()[-2:]
 
     @property
     def _task(self) -> Any:
@@ -95,6 +241,18 @@ class Scene:
     @property
     def _data(self) -> Any:
         return self._simulator.sim.data
+
+    def _joint_number(self, name: str) -> int:
+        return int(self._simulator.sim.model.joint_name2id(self.joints(name)[0]))
+
+    def _joint_shapes(self, name: str) -> list[int]:
+        """The shapes that move with a joint."""
+        body = int(self._model.jnt_bodyid[self._joint_number(name)])
+        return [geom for geom in range(self._model.ngeom) if self._touches(geom, body)]
+
+    def _touches(self, geom: int, body: int) -> bool:
+        model = self._model
+        return bool(model.geom_bodyid[geom] == body and (model.geom_contype[geom] or model.geom_conaffinity[geom]))
 
     @cached_property
     def _shapes(self) -> dict[str, list[int]]:

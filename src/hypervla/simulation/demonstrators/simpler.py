@@ -3,25 +3,30 @@ state, which no policy ever sees."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
 
-from hypervla.simulation.demonstrators.aim import Aim, Vector
+from hypervla.simulation.demonstrators.aim import Aim, Pose, Rotation, Vector, about, held, rotation_left
+from hypervla.simulation.demonstrators.aim import go as to
 from hypervla.simulation.simpler import SimplerEnvironment
 
 STEP, TURN = 0.05, 0.25
 """Metres and radians of one action at most: the embodiment's limits."""
 HOVER, CARRYING = 0.08, 0.1
 """Metres above a grasp before it, and above the target on the way."""
+LIFTING = 0.02
+"""Metres of a step up: what is lifted faster slips."""
 NEAR = 0.012
 """Metres: there."""
 SLIPPED = 0.06
 """Metres from the hand at which a thing is not in it any more."""
-CLOSING = 3
-"""Steps that fingers take."""
+CLOSING, LETTING_GO = 4, 12
+"""Steps that fingers take to close; to open and to move away."""
 
 
 class SimplerExpert:
@@ -29,58 +34,73 @@ class SimplerExpert:
 
     def __init__(self, environment: SimplerEnvironment) -> None:
         self.environment = environment
-        self._episode, self._steps = -1, 0
-        self._phase: Callable[[], Aim] = self._approach
+        self._episode = -1
+        self._aims: Iterator[Aim] = iter(())
 
     def action(self) -> Float32[np.ndarray, "7"]:
         """The next action for the present state."""
         if self.environment.episode != self._episode:
-            self._episode, self._phase, self._steps = self.environment.episode, self._approach, 0
-        if self._phase in (self._carry, self._lower) and np.linalg.norm(self._thing() - self._hand()) > SLIPPED:
-            self._phase, self._steps = self._approach, 0
-        aim = self._phase()
-        self._steps += 1
-        if aim.over:
-            order = [self._approach, self._descend, self._close, self._lift, self._carry, self._lower, self._release]
-            self._phase, self._steps = order[min(order.index(self._phase) + 1, len(order) - 1)], 0
-        move = np.clip(aim.place - self._hand(), -STEP, STEP)
-        turn = np.clip(self._turn_left(), -TURN, TURN)
+            self._episode, self._aims = self.environment.episode, self._again_and_again()
+        aim, hand = next(self._aims), self._hand()
+        move = np.clip(aim.pose.place - hand.place, -STEP, STEP)
+        turn = np.clip(rotation_left(hand.rotation, aim.pose.rotation)[2], -TURN, TURN)
         # The robot looks against the world's x and y.
         return np.array([-move[0], -move[1], move[2], 0, 0, turn, -1.0 if aim.closed else 1.0], np.float32)
 
-    def _approach(self) -> Aim:
-        place = self._thing() + np.array([0, 0, HOVER])
-        return Aim(place, False, self._there(place) and abs(self._turn_left()) < 0.1)
+    def _again_and_again(self) -> Iterator[Aim]:
+        while True:
+            yield from self._pick_and_place()
 
-    def _descend(self) -> Aim:
-        return Aim(self._thing(), False, self._there(self._thing()) or self._steps > 5)
+    def _pick_and_place(self) -> Iterator[Aim]:
+        go = partial(to, self._hand, near=NEAR)
 
-    def _close(self) -> Aim:
-        return Aim(self._hand(), True, self._steps >= CLOSING)
+        def grasp(above: float = 0.0) -> Pose:
+            return Pose(self._thing() + np.array([0, 0, above]), self._across())
 
-    def _lift(self) -> Aim:
-        hand = self._hand()
-        place = np.array([*hand[:2], self._goal()[2] + CARRYING])
-        return Aim(place, True, hand[2] > place[2] - NEAR or self._steps > 6)
+        def over() -> Pose:
+            """Where the hand is when the thing stands where it should."""
+            hand = self._hand()
+            return Pose(hand.place + self._goal() - self._thing(), hand.rotation)
 
-    def _carry(self) -> Aim:
-        place = self._hand() + self._goal() - self._thing()
-        place[2] = max(self._hand()[2], self._goal()[2] + CARRYING)
-        return Aim(place, True, bool(np.linalg.norm((place - self._hand())[:2]) < NEAR))
+        def high_over() -> Pose:
+            place = over().place
+            place[2] = max(self._hand().place[2], self._goal()[2] + CARRYING)
+            return Pose(place, self._hand().rotation)
 
-    def _lower(self) -> Aim:
-        place = self._hand() + self._goal() - self._thing()
-        return Aim(place, True, self._there(place) or self._steps > 6)
+        def is_over() -> bool:
+            return bool(np.linalg.norm((self._goal() - self._thing())[:2]) < NEAR)
 
-    def _release(self) -> Aim:
-        return Aim(self._hand() + np.array([0, 0, 0.03 if self._steps > 1 else 0]), False, False)
+        yield from go(lambda: grasp(HOVER), False, aligned=0.1, limit=60)
+        yield from go(grasp, False, aligned=np.pi, limit=6)
+        for _ in range(CLOSING):
+            yield Aim(self._hand(), True)
+        here = self._hand()
+
+        def high() -> Pose:
+            """A step up, slowly."""
+            top = min(self._hand().place[2] + LIFTING, self._goal()[2] + CARRYING)
+            return Pose(np.array([*here.place[:2], top]), here.rotation)
+
+        carrying = [
+            go(high, True, aligned=np.pi, limit=12),
+            go(high_over, True, aligned=np.pi, limit=30, over=is_over),
+            go(over, True, aligned=np.pi, limit=7),
+        ]
+        yield from held(chain(*carrying), self._slipped)
+        if not self._slipped():
+            for step in range(LETTING_GO):
+                hand = self._hand()
+                yield Aim(Pose(hand.place + np.array([0, 0, 0.03 if step > 1 else 0]), hand.rotation), False)
+
+    def _slipped(self) -> bool:
+        return bool(np.linalg.norm(self._thing() - self._hand().place) > SLIPPED)
 
     # Geometry
 
-    def _hand(self) -> Vector:
+    def _hand(self) -> Pose:
         """Between the tips of the fingers."""
-        agent = self.environment.simulator.agent
-        return _numbers(agent.robot.links_map["ee_gripper_link"].pose.p)
+        link = self.environment.simulator.agent.robot.links_map["ee_gripper_link"]
+        return Pose(_numbers(link.pose.p), _numbers(link.pose.to_transformation_matrix())[:3, :3])
 
     def _thing(self) -> Vector:
         return _numbers(self._source.pose.p)
@@ -93,8 +113,8 @@ class SimplerExpert:
         heights = [float(sides[name][2]) for name in (simulator.source_obj_name, simulator.target_obj_name)]
         return _numbers(target.pose.p) + np.array([0, 0, sum(heights) / 2 + 0.01])
 
-    def _turn_left(self) -> float:
-        """Radians to turn about the vertical until the fingers are across the thing's longer side."""
+    def _across(self) -> Rotation:
+        """The hand turned about the vertical until its fingers are across the thing's longer side."""
         agent = self.environment.simulator.agent
         apart = _numbers(agent.finger1_link.pose.p) - _numbers(agent.finger2_link.pose.p)
         simulator = self.environment.simulator
@@ -105,10 +125,7 @@ class SimplerExpert:
         across = np.array([-long[1], long[0]])
         angle = np.arctan2(across[1], across[0]) - np.arctan2(apart[1], apart[0])
         period = np.pi / 2 if np.ptp(np.sort(flat)[-2:]) < 0.005 else np.pi
-        return float((angle + period / 2) % period - period / 2)
-
-    def _there(self, place: Vector) -> bool:
-        return bool(np.linalg.norm(place - self._hand()) < NEAR)
+        return about(np.array([0, 0, 1.0]), (angle + period / 2) % period - period / 2) @ self._hand().rotation
 
     @property
     def _source(self) -> Any:
@@ -116,5 +133,5 @@ class SimplerExpert:
         return simulator.objs[simulator.source_obj_name]
 
 
-def _numbers(tensor: Any) -> Vector:
+def _numbers(tensor: Any) -> np.ndarray:
     return tensor[0].cpu().numpy().astype(np.float64)
