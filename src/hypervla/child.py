@@ -1,18 +1,24 @@
-"""A command of hypervla in a process of its own."""
+"""A command of hypervla in a process of its own, which ends with the one that asked for it."""
 
 from __future__ import annotations
 
 import os
 import signal
 import subprocess
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+PARENT = "HYPERVLA_PARENT"
 
 
 def run_child(python: str | Path, words: Sequence[str], variables: Mapping[str, str] | None = None) -> None:
     """`hypervla WORDS` with this Python and these environment variables more. It hears of Ctrl-C itself and is waited
-    for. Raises SystemExit with its status when it fails: it has said why."""
-    process = subprocess.Popen([python, "-m", "hypervla.cli", *words], env=os.environ | (variables or {}))
+    for; where this process is ended otherwise, it ends too. Raises SystemExit with its status when it fails: it has
+    said why."""
+    environment = os.environ | (variables or {}) | {PARENT: str(os.getpid())}
+    process = subprocess.Popen([python, "-m", "hypervla.cli", *words], env=environment)
     try:
         status = process.wait()
     except KeyboardInterrupt:
@@ -20,3 +26,16 @@ def run_child(python: str | Path, words: Sequence[str], variables: Mapping[str, 
         raise KeyboardInterrupt("Stopped; the same command goes on.") from None
     if status:
         raise SystemExit(128 + signal.SIGINT if status == -signal.SIGINT else status)
+
+
+def end_with_parent() -> None:
+    """Where this process is such a child, end it within a second of its parent."""
+    parent = int(os.environ.pop(PARENT, 0))
+    if parent:
+        threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)

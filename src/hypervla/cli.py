@@ -12,6 +12,7 @@ import tyro
 from tyro.conf import Positional, UseAppendAction
 
 from hypervla.bench_commands import bench_app, info
+from hypervla.child import end_with_parent
 from hypervla.data_commands import data_app
 from hypervla.engine_commands import act_once, export, serve
 from hypervla.evaluation_commands import Execution, compare, evaluate, record
@@ -175,6 +176,7 @@ def fail(message: str, code: int) -> NoReturn:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command. Exit code 0: done; 2: something the user can put right, said in one line; 130: interrupted."""
+    end_with_parent()
     try:
         app.cli(prog="hypervla", description=DESCRIPTION, args=arguments)
     except KeyboardInterrupt as interrupt:

@@ -75,7 +75,8 @@ def record(
         suite: Record every task of this suite.
         tasks: Record this task only; of Metaworld when no suite is given.
         episodes: Successful episodes of each task: one number for all, or one for each task in order.
-        noise: Largest standard deviation of the noise on the executed actions; the recorded label stays the expert's.
+        noise: Largest standard deviation of the noise on the executed actions, as a share of their limits; the recorded
+            label stays the expert's.
         seed: First scene of each task.
         workers: Processes that simulate.
         max_steps: An attempt ends after this many steps.

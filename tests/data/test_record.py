@@ -21,7 +21,7 @@ from hypervla.data import record as record_module
 from hypervla.data.lerobot import LeRobotDataset
 from hypervla.data.record import demonstrate, record
 
-COMMAND = {"tasks": ("find", "flee"), "episodes": (5, 3), "noise": 0.05, "seed": 7, "max_steps": 4}
+COMMAND = {"tasks": ("find", "flee"), "episodes": (5, 3), "noise": 0.5, "seed": 7, "max_steps": 4}
 
 
 def recorded(out: Path, *, make=make_point_world, workers: int = 1, **changes) -> Path:
@@ -68,7 +68,7 @@ def test_labels_are_the_experts_actions_while_noise_moved_the_robot() -> None:
     said: list[np.ndarray] = []
     act = expert.action
     expert.action = lambda: said.append(act()) or said[-1]
-    episode = demonstrate(world, expert, seed=3, noise=0.05, max_steps=50)
+    episode = demonstrate(world, expert, seed=3, noise=0.5, max_steps=50)
     assert episode is not None
     np.testing.assert_array_equal(episode.actions, said)
     executed = np.stack(world.executed)
@@ -122,9 +122,17 @@ def test_a_frame_is_what_was_seen_before_its_action() -> None:
 
 def test_each_episode_draws_its_own_noise_below_the_limit() -> None:
     world, expert = make_point_world("find")
-    scales = [demonstrate(world, expert, seed=s, noise=0.05, max_steps=99).source["noise"] for s in range(30)]
-    assert 0 <= min(scales) < 0.015
-    assert 0.035 < max(scales) <= 0.05
+    scales = [demonstrate(world, expert, seed=s, noise=0.5, max_steps=99).source["noise"] for s in range(30)]
+    assert 0 <= min(scales) < 0.15
+    assert 0.35 < max(scales) <= 0.5
+
+
+def test_noise_is_a_share_of_the_robots_limits() -> None:
+    world, expert = make_point_world("find")
+    episode = demonstrate(world, expert, seed=3, noise=0.1, max_steps=50)
+    assert episode is not None
+    off = np.abs(np.stack(world.executed) - episode.actions)[:, :2]
+    assert 0 < off.max() < 5 * 0.1 * max(POINT.action_high[:2])
 
 
 def test_an_attempt_without_success_gives_no_episode() -> None:
@@ -141,7 +149,7 @@ def test_the_kept_episodes_are_the_first_successes_in_the_order_of_seeds(uninter
     wanted = []
     for task, count in zip(COMMAND["tasks"], COMMAND["episodes"], strict=True):
         attempts = [
-            (seed, demonstrate(*make_point_world(task), seed=seed, noise=0.05, max_steps=4)) for seed in range(7, 107)
+            (seed, demonstrate(*make_point_world(task), seed=seed, noise=0.5, max_steps=4)) for seed in range(7, 107)
         ]
         kept = [seed for seed, episode in attempts if episode is not None][:count]
         wanted += [(task, seed) for seed in kept]
@@ -149,7 +157,7 @@ def test_the_kept_episodes_are_the_first_successes_in_the_order_of_seeds(uninter
     assert rows == wanted
     assert sum(about["failed_attempts"].values()) > 0
     assert [about[name] for name in ("suite", "command", "format_version")] == ["points", "hypervla record", 1]
-    assert about["plan"]["noise"] == 0.05
+    assert about["plan"]["noise"] == COMMAND["noise"]
     assert dataset.episode_instructions == ["go to the goal"] * 5 + ["go to the far corner"] * 3
     assert dataset.paraphrases["go to the goal"] == ["go to the goal", "find the goal"]
     assert not (uninterrupted / ".recording").exists()
@@ -208,7 +216,7 @@ def make(task):
 
 if __name__ == "__main__":
     try:
-        record(Path(sys.argv[1]), ["find", "flee"], (5, 3), make=make, noise=0.05, seed=7, workers=2, max_steps=4,
+        record(Path(sys.argv[1]), ["find", "flee"], (5, 3), make=make, noise=0.5, seed=7, workers=2, max_steps=4,
                suite="points", command="hypervla record")
     except KeyboardInterrupt as interruption:
         sys.exit(str(interruption))
@@ -291,8 +299,8 @@ def test_a_full_disk_is_one_sentence_and_the_same_command_continues(
 
 
 def test_a_demonstrator_that_never_succeeds_ends_the_recording(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="demonstrator of find succeeded in 0 of"):
-        recorded(tmp_path / "dataset", tasks=("find",), episodes=1, max_steps=1, seed=100)
+    with pytest.raises(UserError, match="demonstrator of flee succeeded in 0 of"):
+        recorded(tmp_path / "dataset", tasks=("flee",), episodes=1, max_steps=1)
 
 
 @pytest.mark.parametrize(

@@ -127,12 +127,13 @@ def demonstrate(
 ) -> Episode | None:
     """One attempt from the scene of `seed`; None when it is stopped or has not succeeded within `max_steps`.
 
-    The executed action is the expert's (or, at first, the driver's) plus Gaussian noise on all but the gripper; the
-    label is the expert's alone.
+    The executed action is the expert's (or, at first, the driver's) plus Gaussian noise on all but the gripper, of up
+    to `noise` times an action's largest value; the label is the expert's alone.
     """
     embodiment = environment.embodiment
     random = np.random.default_rng([seed, crc32(environment.task.encode())])
-    scale = np.full(embodiment.action_size, random.uniform(0, noise))
+    drawn = random.uniform(0, noise)
+    scale = drawn * (np.array(embodiment.action_high) - np.array(embodiment.action_low)) / 2
     if embodiment.gripper is not None:
         scale[embodiment.gripper.index] = 0
     hidden_state = getattr(environment, "environment_state", None)
@@ -169,7 +170,7 @@ def demonstrate(
         else None,
         success=success,
         environment_state=np.stack(states) if states else None,
-        source={"task": environment.task, "seed": seed, "noise": float(scale.max()), "driven": driven},
+        source={"task": environment.task, "seed": seed, "noise": drawn, "driven": driven},
     )
 
 

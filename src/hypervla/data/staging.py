@@ -28,7 +28,8 @@ class Plan:
     episodes: tuple[int, ...]
     """Successful episodes wanted, by task."""
     noise: float
-    """The largest standard deviation of the action noise; each episode draws its own below it."""
+    """The largest standard deviation of the action noise, as a share of the limits; each episode draws its own below
+    it."""
     seed: int
     """Attempt k of a task happens in the scene of seed + k."""
     max_steps: int

@@ -40,13 +40,14 @@ def go(
     over: Callable[[], bool] = lambda: False,
 ) -> Iterator[Aim]:
     """To a pose that may move, until the hand is there (in metres and radians), or something else is over, or for so
-    many steps."""
+    many steps; and one step more, in which it comes to rest."""
     for _ in range(limit):
         pose, now = wanted(), hand()
         turned = float(np.linalg.norm(rotation_left(now.rotation, pose.rotation)))
         if over() or (np.linalg.norm(pose.place - now.place) < near and turned < aligned):
-            return
+            break
         yield Aim(pose, closed)
+    yield Aim(wanted(), closed)
 
 
 def held(aims: Iterator[Aim], slipped: Callable[[], bool]) -> Iterator[Aim]:

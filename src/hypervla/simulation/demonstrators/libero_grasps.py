@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hypervla.simulation.demonstrators.aim import Rotation, Vector
+from hypervla.simulation.demonstrators.aim import Pose, Rotation, Vector
 from hypervla.simulation.demonstrators.libero_motions import UP, pointing
 from hypervla.simulation.demonstrators.libero_scene import Scene
 
@@ -45,6 +45,10 @@ class Grasp:
     def rotation(self) -> Rotation:
         outwards = self.offset * [1, 1, 0]
         return pointing(-outwards / max(float(np.linalg.norm(outwards)), 1e-9), self.lean, self.turn)
+
+    def pose(self, place: Vector, before: float = 0.0) -> Pose:
+        """Of the hand for a thing at a place, so many metres before it closes there."""
+        return Pose(place + self.offset - before * self.rotation[:, 2], self.rotation)
 
 
 def choose(scene: Scene, thing: str, target: str) -> Grasp:

@@ -15,7 +15,7 @@ CLEARANCE = 0.04
 """Metres above everything on the way."""
 BREADTH = 0.08
 """Metres from the middle of the open hand to what it can touch on its way."""
-CLOSING, OPENING = 10, 15
+CLOSING, OPENING = 11, 15
 """Steps that fingers take at least."""
 STILL = 0.0005
 """Metres that a finger moves in a step when it has met something."""

@@ -59,7 +59,7 @@ class PickAndPlace:
         grasp = choose(scene, thing, self.target)
 
         def grasping(before: float = 0.0) -> Pose:
-            return Pose(scene.at(thing) + grasp.offset - before * grasp.rotation[:, 2], grasp.rotation)
+            return grasp.pose(scene.at(thing), before)
 
         def over(height: float | None = None) -> Pose:
             """Where the hand is when the thing stands where it should, or so high above."""
@@ -173,9 +173,7 @@ class Shut:
             return scene.holds(["close", self.name])
 
         yield from hand.travel(front(scene, HOVER), closed=True)
-        yield from hand.go(
-            lambda: front(scene, -AHEAD), True, limit=120, over=lambda: scene.holds(["close", self.name])
-        )
+        yield from hand.go(lambda: front(scene, -AHEAD), True, limit=120, over=shut)
         yield from hand.go(lambda: front(scene, HOVER), True)
 
     def _drawer(self, scene: Scene, before: float) -> Pose:
@@ -223,12 +221,12 @@ class Push:
         grasp = choose(scene, thing, self.target)
 
         def rim(before: float = 0.0) -> Pose:
-            return Pose(scene.at(thing) + grasp.offset - before * grasp.rotation[:, 2], grasp.rotation)
+            return grasp.pose(scene.at(thing), before)
 
         def pushed(end: Vector) -> Pose:
             """A step further towards a place."""
             left = (end - scene.at(thing)) * [1, 1, 0]
-            return Pose(rim().place + left * min(1.0, PUSHING / float(np.linalg.norm(left))), grasp.rotation)
+            return Pose(rim().place + left * PUSHING / max(PUSHING, float(np.linalg.norm(left))), grasp.rotation)
 
         def is_at(end: Vector) -> bool:
             return bool(np.linalg.norm((end - scene.at(thing))[:2]) < NEAR)

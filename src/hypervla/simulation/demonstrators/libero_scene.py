@@ -7,17 +7,15 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Float64
 
 from hypervla.simulation.demonstrators.aim import Pose, Rotation, Vector
 from hypervla.simulation.libero import LiberoEnvironment
 
-Solids = tuple[np.ndarray, np.ndarray, np.ndarray]
 HINGE = 3
 """MuJoCo's number for a joint that turns."""
 IN_DRAWER = 0.028
 """Metres from a drawer's middle towards its front to where things are put: clear of the handles above."""
-
 IN_MICROWAVE = np.array([-0.03, -0.02, -0.06])
 """Metres from the middle of a microwave's region to where things are put: its room is around another middle."""
 
@@ -35,20 +33,41 @@ class Box:
 
 
 @dataclass(frozen=True)
+class Solids:
+    """Boxes around shapes, each turned as its shape is."""
+
+    centres: Float64[np.ndarray, "N 3"]
+    turned: Float64[np.ndarray, "N 3 3"]
+    half: Float64[np.ndarray, "N 3"]
+    """Half the sides, in metres."""
+
+    @cached_property
+    def low(self) -> Float64[np.ndarray, "N 3"]:
+        """What each reaches from, in the world."""
+        return self.centres - self._reach
+
+    @cached_property
+    def high(self) -> Float64[np.ndarray, "N 3"]:
+        return self.centres + self._reach
+
+    @cached_property
+    def _reach(self) -> Float64[np.ndarray, "N 3"]:
+        return np.einsum("nij,nj->ni", np.abs(self.turned), self.half)
+
+    @property
+    def box(self) -> Box:
+        """Around all."""
+        return Box(self.low.min(0), self.high.max(0))
+
+
+@dataclass(frozen=True)
 class Joint:
     """How a drawer, a door or a knob moves."""
 
-    axis: Vector
-    """Along which, or about which, it moves with a growing value."""
+    opening: Vector
+    """Along which, or about which, it opens or is turned on."""
     anchor: Vector
     hinge: bool
-    end: float
-    """Its value in metres or radians when it is wide open, or turned as far as it goes; nearly 0 is shut, or off."""
-
-    @property
-    def opening(self) -> Vector:
-        """Along which, or about which, it opens."""
-        return self.axis * np.sign(self.end)
 
 
 @dataclass(frozen=True)
@@ -94,24 +113,19 @@ class Scene:
 
     def box(self, thing: str) -> Box:
         """What a thing can be touched at."""
-        return self._around(self._solids_of(self._shapes[thing]))
+        return self._solids(self._shapes[thing]).box
 
     def distance(self, thing: str, point: Vector) -> float:
         """Metres from a point to the nearest part of a thing, each a box turned as it stands; 0 inside of one."""
-        centres, turned, half = self._solids_of(self._shapes[thing])
-        inside = np.einsum("nij,ni->nj", turned, point - centres)
-        return float(np.linalg.norm(np.maximum(0, np.abs(inside) - half), axis=1).min())
+        solids = self._solids(self._shapes[thing])
+        inside = np.einsum("nij,ni->nj", solids.turned, point - solids.centres)
+        return float(np.linalg.norm(np.maximum(0, np.abs(inside) - solids.half), axis=1).min())
 
-    def _around(self, solids: Solids) -> Box:
-        centres, turned, half = solids
-        reach = np.einsum("nij,nj->ni", np.abs(turned), half)
-        return Box((centres - reach).min(0), (centres + reach).max(0))
-
-    def _solids_of(self, shapes: list[int]) -> Solids:
-        """Centres, rotations and half the sides of the boxes around shapes."""
+    def _solids(self, shapes: list[int]) -> Solids:
         turned = np.array(self._data.geom_xmat[shapes]).reshape(-1, 3, 3)
         aabb = np.array(self._model.geom_aabb[shapes])
-        return self._data.geom_xpos[shapes] + np.einsum("nij,nj->ni", turned, aabb[:, :3]), turned, aabb[:, 3:]
+        centres = self._data.geom_xpos[shapes] + np.einsum("nij,nj->ni", turned, aabb[:, :3])
+        return Solids(centres, turned, aabb[:, 3:])
 
     def holds(self, goal: list[str]) -> bool:
         """Whether one of the task's goals is reached."""
@@ -128,7 +142,7 @@ class Scene:
         region = self._task.object_sites_dict[target]
         centre = np.array(self._data.get_site_xpos(region.name))
         if self.joints(target):
-            drawer = self._around(self._solids_of(self._joint_shapes(target)))
+            drawer = self._solids(self._joint_shapes(target)).box
             centre += IN_DRAWER * self.joint(target).opening
             return np.array([*centre[:2], drawer.high[2]])
         parent = region.parent_name
@@ -170,27 +184,24 @@ class Scene:
     def _covers(self, thing: str, box: Box) -> np.ndarray:
         """Which shapes of other things are above a box and the thing itself."""
         shapes = [shape for name in self.things if name != thing for shape in self._shapes[name]]
-        centres, turned, half = self._solids_of(shapes)
-        reach = np.einsum("nij,nj->ni", np.abs(turned), half)
-        within = ((centres - reach < box.high) & (centres + reach > box.low))[:, :2].all(1)
-        return within & ((centres - reach)[:, 2] > self.box(thing).high[2])
+        solids = self._solids(shapes)
+        within = ((solids.low < box.high) & (solids.high > box.low))[:, :2].all(1)
+        return within & (solids.low[:, 2] > self.box(thing).high[2])
 
     def panel(self, fixture: str) -> Panel:
         """The largest flat part of a door."""
-        centres, turned, half = self._solids_of(self._joint_shapes(fixture))
-        largest = int(half.prod(1).argmax())
-        top = centres[largest, 2] + np.abs(turned[largest, 2]) @ half[largest]
-        return Panel(centres[largest], float(2 * half[largest].min()), float(top))
+        solids = self._solids(self._joint_shapes(fixture))
+        largest = int(solids.half.prod(1).argmax())
+        thickness = float(2 * solids.half[largest].min())
+        return Panel(solids.centres[largest], thickness, float(solids.high[largest, 2]))
 
     def top_between(self, start: Vector, end: Vector, breadth: float, without: str = "") -> float:
         """Height of the highest part of anything within so many metres of the straight way between two places."""
         shapes = [shape for thing in self.things if thing != without for shape in self._shapes[thing]]
-        centres, turned, half = self._solids_of(shapes)
-        reach = np.einsum("nij,nj->ni", np.abs(turned), half)
-        way = np.linspace(start[:2], end[:2], 20)[:, None]
-        apart = np.linalg.norm(np.maximum(0, np.abs(way - centres[None, :, :2]) - reach[:, :2]), axis=2).min(0)
-        tops = (centres + reach)[:, 2]
-        return float(max(tops[apart < breadth], default=-np.inf))
+        solids = self._solids(shapes)
+        low, high, way = solids.low[:, :2], solids.high[:, :2], np.linspace(start[:2], end[:2], 20)[:, None]
+        apart = np.linalg.norm(np.maximum(0, np.maximum(low - way, way - high)), axis=2).min(0)
+        return float(max(solids.high[apart < breadth, 2], default=-np.inf))
 
     def joints(self, name: str) -> list[str]:
         """Names of the joints that a fixture, or a fixture's region, moves with."""
@@ -201,12 +212,9 @@ class Scene:
         """The joint of a drawer's region, of a door or of a knob."""
         number = self._joint_number(name)
         low, high = self._model.jnt_range[number]
-        return Joint(
-            np.array(self._data.xaxis[number]),
-            np.array(self._data.xanchor[number]),
-            int(self._model.jnt_type[number]) == HINGE,
-            float(max(low, high, key=abs)),
-        )
+        opening = np.array(self._data.xaxis[number]) * np.sign(max(low, high, key=abs))
+        anchor = np.array(self._data.xanchor[number])
+        return Joint(opening, anchor, int(self._model.jnt_type[number]) == HINGE)
 
     def is_shut(self, target: str) -> bool:
         """Whether a region is in a drawer that is not open."""
@@ -218,19 +226,18 @@ class Scene:
 
     def handle(self, drawer: str) -> Box:
         """What sticks out farthest of a drawer."""
-        centres, turned, half = self._solids_of(self._joint_shapes(drawer))
-        farthest = int((centres @ self.joint(drawer).opening).argmax())
-        return self._around((centres[[farthest]], turned[[farthest]], half[[farthest]]))
+        solids = self._solids(self._joint_shapes(drawer))
+        farthest = int((solids.centres @ self.joint(drawer).opening).argmax())
+        return Box(solids.low[farthest], solids.high[farthest])
 
     def knob(self, fixture: str) -> Knob:
         """What sticks up highest of what turns."""
-        centres, turned, half = self._solids_of(self._joint_shapes(fixture))
-        tops = centres[:, 2] + np.einsum("nij,nj->ni", np.abs(turned), half)[:, 2]
-        highest = int(tops.argmax())
-        axes = turned[highest][:2] * half[highest]
+        solids = self._solids(self._joint_shapes(fixture))
+        highest = int(solids.high[:, 2].argmax())
+        axes = solids.turned[highest][:2] * solids.half[highest]
         long = axes[:, np.linalg.norm(axes, axis=0).argmax()]
         angle = np.arctan2(long[1], long[0])
-        return Knob(float(tops[highest]), float((angle + np.pi / 2) % np.pi - np.pi / 2))
+        return Knob(float(solids.high[highest, 2]), float((angle + np.pi / 2) % np.pi - np.pi / 2))
 
     def hand(self) -> Pose:
         """Where the fingers close, and the hand's rotation."""

@@ -3,14 +3,15 @@ state, which no policy ever sees."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from itertools import chain
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
 
-from hypervla.simulation.demonstrators.aim import Aim, Pose, Rotation, Vector, about, held, rotation_left
+from hypervla.simulation.demonstrators.aim import Aim, Pose, Rotation, Vector, held, rotation_left
 from hypervla.simulation.demonstrators.aim import go as to
 from hypervla.simulation.simpler import SimplerEnvironment
 
@@ -18,14 +19,14 @@ STEP, TURN = 0.05, 0.25
 """Metres and radians of one action at most: the embodiment's limits."""
 HOVER, CARRYING = 0.08, 0.1
 """Metres above a grasp before it, and above the target on the way."""
+LIFTING = 0.02
+"""Metres of a step up: what is lifted faster slips."""
 NEAR = 0.012
 """Metres: there."""
 SLIPPED = 0.06
 """Metres from the hand at which a thing is not in it any more."""
 CLOSING, LETTING_GO = 4, 12
 """Steps that fingers take to close; to open and to move away."""
-ABOVE = {"spoon": 0.004}
-"""Metres above the middle of a thing to where it is grasped, by kind."""
 
 
 class SimplerExpert:
@@ -42,32 +43,29 @@ class SimplerExpert:
             self._episode, self._aims = self.environment.episode, self._again_and_again()
         aim, hand = next(self._aims), self._hand()
         move = np.clip(aim.pose.place - hand.place, -STEP, STEP)
-        turn = np.clip(rotation_left(hand.rotation, aim.pose.rotation)[2], -TURN, TURN)
+        turn = np.clip(rotation_left(hand.rotation, aim.pose.rotation), -TURN, TURN)
         # The robot looks against the world's x and y.
-        return np.array([-move[0], -move[1], move[2], 0, 0, turn, -1.0 if aim.closed else 1.0], np.float32)
+        way = np.array([-1.0, -1.0, 1.0])
+        return np.array([*way * move, *way * turn, -1.0 if aim.closed else 1.0], np.float32)
 
     def _again_and_again(self) -> Iterator[Aim]:
         while True:
             yield from self._pick_and_place()
 
     def _pick_and_place(self) -> Iterator[Aim]:
-        def go(pose: Callable[[], Pose], closed: bool, **until: Any) -> Iterator[Aim]:
-            """To a pose, and one step more, in which the hand comes to rest."""
-            yield from to(self._hand, pose, closed, near=NEAR, **until)
-            yield Aim(pose(), closed)
+        go = partial(to, self._hand, near=NEAR)
 
         def grasp(above: float = 0.0) -> Pose:
-            return Pose(self._grasping() + np.array([0, 0, above]), self._across())
+            return Pose(self._thing() + np.array([0, 0, above]), self._across())
 
         def over() -> Pose:
             """Where the hand is when the thing stands where it should."""
-            hand = self._hand()
-            return Pose(hand.place + self._goal() - self._thing(), hand.rotation)
+            return Pose(self._hand().place + self._goal() - self._thing(), self._straight())
 
         def high_over() -> Pose:
             place = over().place
             place[2] = max(self._hand().place[2], self._goal()[2] + CARRYING)
-            return Pose(place, self._hand().rotation)
+            return Pose(place, self._straight())
 
         def is_over() -> bool:
             return bool(np.linalg.norm((self._goal() - self._thing())[:2]) < NEAR)
@@ -76,10 +74,15 @@ class SimplerExpert:
         yield from go(grasp, False, aligned=np.pi, limit=6)
         for _ in range(CLOSING):
             yield Aim(self._hand(), True)
-        here = self._hand()
-        high = Pose(np.array([*here.place[:2], self._goal()[2] + CARRYING]), here.rotation)
+        here = self._hand().place
+
+        def high() -> Pose:
+            """A step up, slowly."""
+            top = min(self._hand().place[2] + LIFTING, self._goal()[2] + CARRYING)
+            return Pose(np.array([*here[:2], top]), self._straight())
+
         carrying = [
-            go(lambda: high, True, aligned=np.pi, limit=7),
+            go(high, True, aligned=np.pi, limit=12),
             go(high_over, True, aligned=np.pi, limit=30, over=is_over),
             go(over, True, aligned=np.pi, limit=7),
         ]
@@ -90,7 +93,7 @@ class SimplerExpert:
                 yield Aim(Pose(hand.place + np.array([0, 0, 0.03 if step > 1 else 0]), hand.rotation), False)
 
     def _slipped(self) -> bool:
-        return bool(np.linalg.norm(self._grasping() - self._hand().place) > SLIPPED)
+        return bool(np.linalg.norm(self._thing() - self._hand().place) > SLIPPED)
 
     # Geometry
 
@@ -102,10 +105,6 @@ class SimplerExpert:
     def _thing(self) -> Vector:
         return _numbers(self._source.pose.p)
 
-    def _grasping(self) -> Vector:
-        name = self.environment.simulator.source_obj_name
-        return self._thing() + np.array([0, 0, next((up for kind, up in ABOVE.items() if kind in name), 0.0)])
-
     def _goal(self) -> Vector:
         """Where the middle of the thing comes to stand."""
         simulator = self.environment.simulator
@@ -115,18 +114,26 @@ class SimplerExpert:
         return _numbers(target.pose.p) + np.array([0, 0, sum(heights) / 2 + 0.01])
 
     def _across(self) -> Rotation:
-        """The hand turned about the vertical until its fingers are across the thing's longer side."""
-        agent = self.environment.simulator.agent
-        apart = _numbers(agent.finger1_link.pose.p) - _numbers(agent.finger2_link.pose.p)
+        """The hand turned until its fingers are across the thing's longer side."""
         simulator = self.environment.simulator
         sides = simulator.episode_model_bbox_sizes[simulator.source_obj_name].cpu().numpy()
         axes = self._source.pose.to_transformation_matrix()[0, :3, :3].cpu().numpy() * sides
         flat = np.linalg.norm(axes[:2], axis=0)
         long = axes[:2, int(flat.argmax())]
-        across = np.array([-long[1], long[0]])
-        angle = np.arctan2(across[1], across[0]) - np.arctan2(apart[1], apart[0])
         period = np.pi / 2 if np.ptp(np.sort(flat)[-2:]) < 0.005 else np.pi
-        return about(np.array([0, 0, 1.0]), (angle + period / 2) % period - period / 2) @ self._hand().rotation
+        angle = np.arctan2(long[0], -long[1]) - self._turned()
+        return self._straight((angle + period / 2) % period - period / 2)
+
+    def _straight(self, turn: float = 0.0) -> Rotation:
+        """The hand pointing straight down, turned about the vertical by so many radians from how it is now."""
+        angle = self._turned() + turn
+        down, apart = np.array([0, 0, -1.0]), np.array([np.cos(angle), np.sin(angle), 0])
+        return np.stack([down, apart, np.cross(down, apart)], axis=1)
+
+    def _turned(self) -> float:
+        """Where the line between the fingers, the hand's own y, points in the world's x and y."""
+        apart = self._hand().rotation[:, 1]
+        return float(np.arctan2(apart[1], apart[0]))
 
     @property
     def _source(self) -> Any:
