@@ -127,7 +127,7 @@ def serve(
     from hypervla.serving.server import PolicyServer
 
     compiler = load_on(find_checkpoint(checkpoint), check_device(device), robot, engine)
-    server = PolicyServer(compiler, host, port)
+    server = PolicyServer(compiler, host, port, checkpoint)
     about = f"{checkpoint} for {compiler.embodiment.name}"
     try:
         asyncio.run(server.run(lambda: print(f"Serving {about} at ws://{host}:{server.port}", flush=True)))

@@ -281,5 +281,5 @@ def _served(package: str, checkpoint: str, device: str = "cpu", engine: str | No
     from hypervla.serving.server import PolicyServer
 
     compiler = load_on(find_checkpoint(checkpoint), check_device(device), None, engine)
-    with PolicyServer(compiler, port=0) as serving:
+    with PolicyServer(compiler, port=0, name=checkpoint) as serving:
         yield f"{SERVED}127.0.0.1:{serving.port}"

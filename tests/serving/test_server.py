@@ -60,6 +60,10 @@ def test_the_server_speaks_first_and_says_what_it_drives(client: WebsocketClient
     about = client.get_server_metadata()
     assert about["embodiment"]["name"] == "point"
     assert about["checkpoint"] == compiler.digest
+    with PolicyServer(compiler, port=0, name="runs/tiny") as server:
+        named = RemoteCompiler(url(server), compiler.embodiment)
+        assert named.provenance["name"] == "runs/tiny"
+        assert named.digest == compiler.digest
 
 
 def test_openpis_client_gets_the_task_policys_actions(client: WebsocketClientPolicy, compiler: Compiler) -> None:

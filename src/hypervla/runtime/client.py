@@ -68,7 +68,8 @@ class RemoteCompiler:
         self._upright = about.get("server") != SERVER
         self.digest = str(about.get("checkpoint", f"whatever answers at {url}"))
         known = about.get("provenance") if about.get("server") == SERVER else None
-        self.provenance: Mapping[str, Any] = known if isinstance(known, dict) else {"server": url}
+        name = {"name": str(about.get("name") or url)}
+        self.provenance: Mapping[str, Any] = name | (known if isinstance(known, dict) else {"server": url})
         robot = about.get("embodiment")
         if isinstance(robot, dict) and robot.get("name") != embodiment.name:
             raise UserError(

@@ -40,8 +40,12 @@ class Session:
 class PolicyServer:
     """Answers on `host`:`port`; port 0 takes any free one. Use as a context manager, or `run` until interrupted."""
 
-    def __init__(self, compiler: Compiler[NamedPolicy], host: str = "127.0.0.1", port: int = PORT) -> None:
+    def __init__(
+        self, compiler: Compiler[NamedPolicy], host: str = "127.0.0.1", port: int = PORT, name: str = ""
+    ) -> None:
         self.compiler, self.host, self.port = compiler, host, port
+        self.name = name
+        """What the checkpoint is called here, for reports."""
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="hypervla-inference")
 
     def metadata(self) -> dict[str, Any]:
@@ -49,6 +53,7 @@ class PolicyServer:
         robot = self.compiler.embodiment
         return {
             "server": SERVER,
+            "name": self.name,
             "checkpoint": self.compiler.digest,
             "embodiment": robot.to_json(),
             "provenance": dict(self.compiler.provenance),
