@@ -120,17 +120,3 @@ def test_a_file_that_is_not_there_and_a_call_for_help_are_answered(repository: P
     asked = converted(repository, "--help")
     assert asked.returncode == 0
     assert "paraphrases_oxe.pkl" in asked.stdout
-
-
-def test_the_comparisons_report_leaves_out_what_is_not_there_yet(repository: Path, tmp_path: Path) -> None:
-    results = repository / "docs/results"
-    unfinished = json.loads((results / "small_octo.json").read_text())
-    del unfinished["equal time"]
-    (tmp_path / "unfinished.json").write_text(json.dumps(unfinished))
-    command = [sys.executable, repository / "scripts/comparison_report.py", results / "small_alone.json"]
-    command += [tmp_path / "unfinished.json", "--bench", results / "bench-table3-small.json", "--out", tmp_path]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    row = next(line for line in lines if line.startswith("| `small_octo`"))
-    assert [cell.strip() for cell in row.split("|")][2:6] == ["0 %", "0–1 %", "–", "–"]
-    assert sum("small_octo minus small_alone" in line for line in lines) == 1
-    assert (tmp_path / "comparison.png").stat().st_size > 10_000

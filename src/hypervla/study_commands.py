@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tyro.conf import Positional, UseAppendAction
 
 from hypervla.options import Flag, Out
+
+if TYPE_CHECKING:
+    from hypervla.studies.conduct import Conductor
+    from hypervla.studies.study import Cell
 
 
 def study(
@@ -16,17 +24,19 @@ def study(
     data: Path = Path("data"),
     out: Out,
     minutes: float = 40.0,
+    steps: int | None = None,
     trials: int = 10,
     seeds: int = 1,
     only: UseAppendAction[tuple[str, ...]] = (),
     workers: int | None = None,
     show: Flag = False,
 ) -> None:
-    """Train and evaluate every system of a study and make its table: ablations, zero-shot or few-shot.
+    """Train and evaluate every system of a study and make its table: zero-shot, few-shot, comparison or ablations.
 
-    Running it again goes on where it stopped; what has come so far is in OUT/study.md at any time.
+    Running it again goes on where it stopped; what has come so far is in OUT/study.md and OUT/study.png at any time.
 
     Example: hypervla study ablations --data data --out runs/ablations --minutes 40 --seeds 3
+    Example: hypervla study comparison --data data --out runs/equal-samples --steps 1500
 
     Args:
         name: Name of the study.
@@ -34,37 +44,50 @@ def study(
             with the command that records it.
         out: Folder of the study.
         minutes: Processor time of each training run, in minutes of one core, where the study has no steps of its own.
+        steps: Steps of each training run, in place of a time or of the study's own number.
         trials: Attempts at each task.
         seeds: Training runs of each system.
         only: Only this system of the study, or this part of it.
         workers: Processes that simulate.
         show: Train nothing; make the table of what has come so far.
     """
-    import math
-
-    from rich.console import Console
-    from rich.table import Table
-
-    from hypervla.arguments import unknown
-    from hypervla.contracts import UserError
-    from hypervla.studies import table
     from hypervla.studies.catalogue import study as find_study
     from hypervla.studies.conduct import Conductor
     from hypervla.studies.study import Budget, cells
 
     found = find_study(name)
-    for what, value in (("--minutes", minutes), ("--trials", trials), ("--seeds", seeds)):
+    found = found if steps is None else replace(found, steps=steps)
+    _check({"--minutes": minutes, "--steps": 1 if steps is None else steps, "--trials": trials, "--seeds": seeds})
+    _check_names(name, only, [one.name for one in (*found.systems, *found.parts)])
+    conductor = Conductor(found, data, out, Budget(minutes, trials, seeds), workers)
+    _conduct(conductor, [] if show else cells(found, seeds, only))
+
+
+def _check(numbers: Mapping[str, float]) -> None:
+    from hypervla.contracts import UserError
+
+    for what, value in numbers.items():
         if not 0 < value < math.inf:
             raise UserError(f"{what} must be above 0, and finite, but {value} came.")
-    names = [one.name for one in (*found.systems, *found.parts)]
+
+
+def _check_names(study: str, only: Sequence[str], names: Sequence[str]) -> None:
+    from hypervla.arguments import unknown
+
     for asked in only:
         if asked not in names:
-            raise unknown(asked, names, f"system or part of {name} called")
-    conductor = Conductor(found, data, out, Budget(minutes, trials, seeds), workers)
-    todo = [] if show else cells(found, seeds, only)
+            raise unknown(asked, names, f"system or part of {study} called")
+
+
+def _conduct(conductor: Conductor, todo: Sequence[Cell]) -> None:
+    """Make these cells one after another, with what has come so far in the study's folder; then show the table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from hypervla.studies import table
+
     conductor.check(todo)
     console = Console()
-
     kept = table.save(conductor)
     for place, cell in enumerate(todo, start=1):
         console.print(
@@ -72,9 +95,9 @@ def study(
         )
         conductor.make(cell)
         kept = table.save(conductor)
-    head, *body = table.rows(found, kept)
-    page = Table(*head, title=found.question)
+    head, *body = table.rows(conductor.study, kept)
+    page = Table(*head, title=conductor.study.question)
     for row in body:
         page.add_row(*row)
     console.print(page)
-    console.print(f"The table is in {out / 'study.md'}", soft_wrap=True)
+    console.print(f"The table is in {conductor.out / 'study.md'}", soft_wrap=True)

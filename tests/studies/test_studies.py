@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from matplotlib import pyplot
 from tests.evaluation.test_results import CONDITIONS, all_records
 
 from hypervla.contracts import UserError
@@ -38,6 +40,8 @@ STUDY = Study(
     recordings={"points": "hypervla record --suite points", "others": "hypervla record --suite others"},
     pretrainings={"elsewhere": Pretraining("small_hypervla", ("others",))},
 )
+BAR = np.array([0x2B, 0x57, 0x97]) / 255
+"""The colour of the first system's bars."""
 SUCCESSES = {"one": (3, 1), "other-pretrained": (2, 2)}
 """Of the two tasks of CONDITIONS, by system."""
 
@@ -128,11 +132,11 @@ def test_an_interrupted_training_is_resumed(data: Path, tmp_path: Path) -> None:
 
 def test_the_table_says_how_sure_it_is(data: Path, tmp_path: Path) -> None:
     single = rows(conducted(data, tmp_path / "out", Hypervla()))
-    assert single[0] == ["system", "seen", "against the first", "not seen (out of distribution)", "against the first",
-                         "published"]  # fmt: skip
-    assert single[1][:3] == ["one", "66.7 % (30–90 %)", ""]
+    assert single[0] == ["system", "activated parameters", "seen", "against the first",
+                         "not seen (out of distribution)", "against the first", "published"]  # fmt: skip
+    assert single[1][:4] == ["one", "1,202,944", "66.7 % (30–90 %)", ""]
     assert single[2][0] == "other, pretrained"
-    assert single[2][2].startswith("+0.0 (−")
+    assert single[2][3].startswith("+0.0 (−")
     assert single[2][-1] == "9"
     conductor = conducted(data, tmp_path / "out", Hypervla(), seeds=2)
     first = table.entry(conductor, STUDY.parts[0], STUDY.systems[0], STUDY.parts[0].columns[0])
@@ -142,6 +146,22 @@ def test_the_table_says_how_sure_it_is(data: Path, tmp_path: Path) -> None:
     page = table.markdown(conductor, table.entries(conductor))
     assert "2 minutes of one core. 3 trials" in page
     assert page.count("\n| ") == 2 + len(STUDY.systems)
+
+
+def test_a_study_is_drawn_as_far_as_it_has_come(data: Path, tmp_path: Path) -> None:
+    conductor = Conductor(STUDY, data, tmp_path / "out", Budget(minutes=2.0, trials=3), hypervla=Hypervla())
+    sizes = []
+    for cell in [None, *cells(STUDY, 1)]:
+        if cell is None:
+            conductor.check([])
+        else:
+            conductor.make(cell)
+        table.save(conductor)
+        picture = pyplot.imread(conductor.out / "study.png")
+        sizes.append(int((np.abs(picture[..., :3] - BAR).max(axis=-1) < 0.02).sum()))
+    assert sizes[0] == 0
+    assert sizes[1] > 1000
+    assert sizes[2] == sizes[1], "the other system has another colour"
 
 
 def test_results_keep_every_trial(data: Path, tmp_path: Path) -> None:

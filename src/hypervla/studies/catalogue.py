@@ -1,4 +1,4 @@
-"""The papers' questions as studies for two processor cores (HyperVLA's tables 1, 2, 4 and 6 in miniature)."""
+"""The papers' questions as studies for two processor cores (HyperVLA's tables 1 to 4 and 6 in miniature)."""
 
 from __future__ import annotations
 
@@ -53,6 +53,25 @@ def ablations() -> Study:
         ),
         parts=(Part("mt10", ("mt10",), (Column("MT10", "metaworld-mt10"),)),),
         pretrainings={seen["start"]: Pretraining("small_hypervla", ("mt50",), canonical("metaworld-mt50", MT10))},
+    )
+
+
+def comparison() -> Study:
+    """The systems of HyperVLA's table 3 and of EVLA's figures, each as small as HyperVLA's small sibling."""
+    return _of(
+        "comparison",
+        ("mt10",),
+        question="What becomes of each system on the same demonstrations in the same time?",
+        systems=(
+            System("HyperVLA", "small_hypervla"),
+            System("base policy", "small_alone"),
+            System("base policy, told the instruction", "small_monolithic"),
+            System("EVLA, one pass", "small_evla"),
+            System("EVLA, one after another", "small_evla_autoregressive"),
+            System("OpenVLA", "small_openvla"),
+            System("Octo", "small_octo"),
+        ),
+        parts=(Part("mt10", ("mt10",), (Column("MT10", "metaworld-mt10"),)),),
     )
 
 
@@ -115,7 +134,12 @@ def few_shot() -> Study:
     )
 
 
-STUDIES: Mapping[str, Callable[[], Study]] = {"ablations": ablations, "zero-shot": zero_shot, "few-shot": few_shot}
+STUDIES: Mapping[str, Callable[[], Study]] = {
+    "zero-shot": zero_shot,
+    "few-shot": few_shot,
+    "comparison": comparison,
+    "ablations": ablations,
+}
 
 
 def study(name: str) -> Study:

@@ -7,14 +7,18 @@ import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
+from hypervla.benchmark.counts import describe
 from hypervla.durable import write_atomically
 from hypervla.evaluation.intervals import PairedDifference, Rate
 from hypervla.evaluation.report import percent, span
 from hypervla.evaluation.results import Results, paired
 from hypervla.studies.conduct import Conductor
+from hypervla.studies.plot import draw
 from hypervla.studies.study import Cell, Column, Part, Study, System
+from hypervla.training.recipes import RECIPES
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,10 @@ def columns(study: Study) -> Iterator[tuple[Part, Column]]:
             yield part, column
 
 
+def title(column: Column) -> str:
+    return column.name + ("" if column.in_distribution else " (out of distribution)")
+
+
 Entries = Mapping[tuple[Part, System, Column], Entry]
 
 
@@ -76,19 +84,24 @@ def rows(study: Study, found: Entries) -> list[list[str]]:
     """The table as text, its head first."""
     pairs, systems = list(columns(study)), study.systems
     published = any(system.published for system in systems)
-    head = ["system"]
+    head = ["system", "activated parameters"]
     for _, column in pairs:
-        kind = "" if column.in_distribution else " (out of distribution)"
-        head += [column.name + kind, "against the first"]
+        head += [title(column), "against the first"]
     table = [[*head, "published"] if published else head]
     for system in systems:
-        row = [system.name]
+        row = [system.name, f"{activated(system.recipe):,}"]
         for part, column in pairs:
             own, first = found[part, system, column], found[part, systems[0], column]
             change = None if system is systems[0] else own.against(first)
             row += [str(own), "" if change is None else difference(change)]
         table.append([*row, system.published] if published else row)
     return table
+
+
+@cache
+def activated(recipe: str) -> int:
+    """Parameters that a recipe's model reads at a control step."""
+    return describe(RECIPES[recipe]().model)["activated"]
 
 
 def difference(change: PairedDifference) -> str:
@@ -132,8 +145,12 @@ def to_json(conductor: Conductor) -> dict[str, Any]:
 
 
 def save(conductor: Conductor) -> Entries:
-    """Write OUT/study.md and OUT/study.json as far as the study has come, and say how far that is."""
-    found = entries(conductor)
+    """Write OUT/study.md, OUT/study.json and OUT/study.png as far as the study has come, and say how far that is."""
+    found, study = entries(conductor), conductor.study
+    rates = {
+        title(column): [found[part, system, column].rate for system in study.systems] for part, column in columns(study)
+    }
+    draw([system.name for system in study.systems], rates, conductor.out / "study.png")
     write_atomically(conductor.out / "study.md", markdown(conductor, found).encode())
     write_atomically(conductor.out / "study.json", (json.dumps(to_json(conductor)) + "\n").encode())
     return found

@@ -1,0 +1,44 @@
+"""The picture of a study: success of every system, a panel for each column."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from hypervla.durable import write_atomically
+from hypervla.evaluation.intervals import Rate
+
+MOST_ACROSS = 3
+"""Panels beside each other."""
+FIRST, OTHER, LINE = "#2b5797", "#9db4d3", "#555555"
+
+
+def draw(systems: Sequence[str], columns: Mapping[str, Sequence[Rate]], path: Path) -> None:
+    """Write a PNG of each column's rates with their intervals, system by system; a rate of no trials is left out."""
+    from matplotlib.figure import Figure
+
+    across = min(MOST_ACROSS, len(columns))
+    down = -(-len(columns) // across)
+    size = (2 + 3 * across, down * (0.8 + 0.32 * len(systems)))
+    figure = Figure(size, dpi=130, layout="constrained")
+    panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).flat
+    for panel, (name, rates) in zip(panels, columns.items(), strict=False):
+        there = [place for place, rate in enumerate(rates) if rate.trials]
+        shown = [rates[place] for place in there]
+        ends = [[r.mean - r.interval.low for r in shown], [r.interval.high - r.mean for r in shown]]
+        colours = [OTHER if place else FIRST for place in there]
+        panel.barh(there, [r.mean for r in shown], 0.6, xerr=ends, color=colours, ecolor=LINE)
+        panel.set_title(name, fontsize="medium")
+        panel.set_yticks(range(len(systems)), systems)
+        panel.set_ylim(len(systems) - 0.5, -0.5)
+        panel.set_xlim(0, 1)
+        panel.set_xticks([0, 0.5, 1])
+        panel.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
+        panel.spines[["top", "right"]].set_visible(False)
+    for panel in list(figure.axes)[len(columns) :]:
+        panel.remove()
+    figure.supxlabel("success, 95 % intervals", fontsize="small")
+    drawn = io.BytesIO()
+    figure.savefig(drawn)
+    write_atomically(path, drawn.getvalue())
