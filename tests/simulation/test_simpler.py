@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from tests.conformance.environment import check_environment
 
-from hypervla.contracts import ActionChunk, UserError
+from hypervla.contracts import ActionChunk, Episode, UserError
+from hypervla.data.staged import columns_of, read_staged, stage_episode
 from hypervla.evaluation.taxonomy import failure
 from hypervla.simulation import simpler
 from hypervla.simulation.demonstrators.simpler import SimplerExpert
@@ -50,17 +51,17 @@ def test_the_expert_solves_the_first_scene_of_the_grid(task: str) -> None:
         environment.close()
 
 
-@pytest.mark.parametrize(("opening", "word"), [(0, "missed"), (20, "dropped")])
+@pytest.mark.parametrize(("holding", "word"), [(0, "missed"), (6, "dropped")])
 @pytest.mark.usefixtures("assets")
-def test_what_the_fingers_do_is_told_from_the_simulators_state(opening: int, word: str) -> None:
+def test_what_the_fingers_do_is_told_from_the_simulators_state(holding: int, word: str) -> None:
     environment = SimplerEnvironment("widowx-carrot-on-plate", GRID)
     try:
         expert = SimplerExpert(environment)
         environment.reset(GRID)
         seen = [environment.situation()]
-        for step in range(25):
+        for _ in range(25):
             action = expert.action()
-            if step >= opening:
+            if sum(situation.held is not None for situation in seen) >= holding:
                 action[6] = 1.0
             assert not environment.execute(ActionChunk(action[None])).success
             seen.append(environment.situation())
@@ -110,6 +111,18 @@ def test_a_table_that_is_no_scan_is_said(tmp_path: Path, monkeypatch: pytest.Mon
     assert simpler.scene() == ""
     table.write_bytes(b"box")
     assert "SIMPLER with stand-in visuals" in simpler.scene()
+
+
+def test_an_episode_without_proprio_is_staged_as_it_is(tmp_path: Path) -> None:
+    """Also by the NumPy that ManiSkill wants."""
+    images = {simpler.CAMERA: np.zeros((3, 64, 64, 3), np.uint8)}
+    actions = np.arange(21, dtype=np.float32).reshape(3, 7)
+    episode = Episode("put it there", images, actions, None, np.array([False, False, True]), None, {})
+    stage_episode(tmp_path, episode, 5)
+    columns = read_staged(tmp_path).columns
+    assert columns.keys() == columns_of(episode).keys()
+    for name, values in columns_of(episode).items():
+        np.testing.assert_array_equal(columns[name], values)
 
 
 def test_a_turn_about_the_vertical() -> None:

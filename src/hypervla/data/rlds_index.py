@@ -135,7 +135,7 @@ def _save(path: Path, key: bytes, index: Index) -> None:
     arrays |= {f"{camera}/{name}": a for camera, images in index.images.items() for name, a in vars(images).items()}
     words = np.frombuffer(json.dumps(index.instructions).encode(), np.uint8)
     content = io.BytesIO()
-    np.savez(content, allow_pickle=False, instructions=words, empty=np.array(index.empty), **arrays)
+    np.savez(content, instructions=words, empty=np.array(index.empty), **arrays)
     data = content.getvalue()
     write_atomically(path, key + hashlib.sha256(data).digest() + data)
 

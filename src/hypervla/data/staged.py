@@ -92,7 +92,7 @@ def stage_episode(folder: Path, episode: Episode, fps: int, *, images: Images = 
             arrays[f"picture/{camera}"] = np.frombuffer(b"".join(encoded), np.uint8)
             arrays[f"sizes/{camera}"] = np.array([len(data) for data in encoded])
         arrays[f"histogram/{camera}"] = image_histogram(pixels)
-    np.savez(folder / "arrays.npz", allow_pickle=False, **arrays)
+    np.savez(folder / "arrays.npz", **arrays)  # NumPy 1 would take more arguments for arrays
     write_json(folder / "episode.json", {"instruction": episode.instruction, "source": dict(episode.source)})
 
 
