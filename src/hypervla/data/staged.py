@@ -83,7 +83,7 @@ def columns_of(episode: Episode) -> dict[str, np.ndarray]:
 def stage_episode(folder: Path, episode: Episode, fps: int, *, images: Images = "video", codec: Codec = "h264") -> None:
     """Encode one episode into `folder`, from which `LeRobotWriter.add` takes it; safe to call in many processes."""
     folder.mkdir(parents=True, exist_ok=True)
-    arrays = columns_of(episode)
+    arrays: dict[str, Any] = columns_of(episode)
     for camera, pixels in episode.images.items():
         if images == "video":
             (folder / f"{camera}.mp4").write_bytes(encode(pixels, fps, codec))
