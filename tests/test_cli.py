@@ -121,9 +121,13 @@ def test_training_wants_data(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 def test_record_wants_a_suite_or_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--suite" in ends_in_one_line(capsys, "record", "--out", str(tmp_path))
     other = ["--suite", "metaworld-mt10", "--task", "sweep-v3"]
-    assert "has no task 'sweep-v3'" in ends_in_one_line(capsys, "record", "--out", str(tmp_path), *other)
+    assert "no task of suite metaworld-mt10 called" in ends_in_one_line(
+        capsys, "record", "--out", str(tmp_path), *other
+    )
     nobody = ["--suite", "metaworld-shared-scene"]
     assert "Nobody demonstrates" in ends_in_one_line(capsys, "record", "--out", str(tmp_path), *nobody)
+    tested = ("--task", "reach-v3", "--seed", "1000000")
+    assert "seeds below 100,000" in ends_in_one_line(capsys, "record", "--out", str(tmp_path), *tested)
 
 
 def test_trace_and_no_trace_exclude_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hypervla.contracts import Image, UserError
+from hypervla.contracts import Image, UserError, unknown
 from hypervla.embodiment import Embodiment
 
 if TYPE_CHECKING:
@@ -22,15 +21,6 @@ SERVED = "ws://"
 """How the address of a policy server begins."""
 OVERRIDABLE = ("steps", "batch_contexts", "seed", "trace")
 """The fields of a recipe that the command line may override; anything else is a new recipe."""
-
-
-def unknown(name: str, known: Iterable[str], what: str) -> UserError:
-    """The error for a name that is not known: it gives the near matches, or all names when none is near."""
-    names = sorted(known)
-    near = get_close_matches(name, names, n=3)
-    if near:
-        return UserError(f"There is no {what} '{name}'; did you mean {' or '.join(near)}?")
-    return UserError(f"There is no {what} '{name}'; there is {', '.join(names) or 'none'}.")
 
 
 def find_checkpoint(name: str) -> Path:

@@ -42,7 +42,10 @@ def demo(*, out: Out = Path("runs/demo"), trials: int = 10, seed: int = 0, worke
     """
     # A demonstration shows what this machine does now; it never goes on from an earlier one.
     (out / "results.jsonl").unlink(missing_ok=True)
-    evaluate("embedded", suite="metaworld-mt10", out=out, trials=trials, seed=seed, workers=workers)
+    try:
+        evaluate("embedded", suite="metaworld-mt10", out=out, trials=trials, seed=seed, workers=workers)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("Stopped.") from None
 
 
 app.command(record)
@@ -143,8 +146,14 @@ def act(
     from hypervla.evaluation import rollout
     from hypervla.evaluation.suites import suite as find_suite
     from hypervla.runtime.execution import execution_mode
+    from hypervla.simulation.homes import is_home
 
     found = find_suite(suite).only([task])
+    if found.needs is not None and not is_home(found.needs):
+        raise UserError(
+            f"'{suite}' goes on in an environment of its own, where act does not follow: hypervla eval films the first "
+            "trial of each task there."
+        )
     trial = rollout.act(
         find_checkpoint(checkpoint),
         found,

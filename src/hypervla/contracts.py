@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -23,9 +24,22 @@ class UserError(ValueError):
     """Something the user can put right; its message says what was wanted, what came and what to do."""
 
 
+class Unusable(UserError):
+    """Something that every trial would meet: it ends the whole evaluation, and is not the failure of one."""
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether memory was full, a GPU's or the machine's: PyTorch says the latter in words alone."""
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "CPUAllocator" in str(error)
+
+
+def unknown(name: str, known: Iterable[str], what: str) -> UserError:
+    """The error for a name that is not known: it gives the near matches, or all names when none is near."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=3)
+    if near:
+        return UserError(f"There is no {what} '{name}'; did you mean {' or '.join(near)}?")
+    return UserError(f"There is no {what} '{name}'; there is {', '.join(names) or 'none'}.")
 
 
 @dataclass(frozen=True)

@@ -123,11 +123,12 @@ def serve(
     import asyncio
 
     from hypervla.arguments import check_device, find_checkpoint
-    from hypervla.runtime.opening import load_on
+    from hypervla.runtime.client import Served
+    from hypervla.runtime.opening import describe, load_on
     from hypervla.serving.server import PolicyServer
 
     compiler = load_on(find_checkpoint(checkpoint), check_device(device), robot, engine)
-    server = PolicyServer(compiler, host, port, checkpoint)
+    server = PolicyServer(compiler, host, port, Served(checkpoint, device, engine and describe(engine)))
     about = f"{checkpoint} for {compiler.embodiment.name}"
     try:
         asyncio.run(server.run(lambda: print(f"Serving {about} at ws://{host}:{server.port}", flush=True)))

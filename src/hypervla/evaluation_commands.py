@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from hypervla.evaluation.results import Results
+    from hypervla.evaluation.suites import Suite
 
 Execution = Annotated[str, arg(help="open-loop, receding-horizon:steps=N or temporal-ensemble:recency=R,every=N.")]
 Engine = Annotated[
@@ -90,10 +91,16 @@ def record(
     from hypervla.arguments import driver_options
     from hypervla.away import run_away
     from hypervla.data.record import record as record_episodes
+    from hypervla.evaluation.suites import RECORDING_SEEDS
     from hypervla.evaluation.suites import suite as find_suite
     from hypervla.runtime.provenance import command
     from hypervla.simulation.homes import is_home
 
+    if seed not in RECORDING_SEEDS:
+        raise UserError(
+            f"Recordings draw their scenes from seeds below {RECORDING_SEEDS.stop:,}, as evaluations have the others, "
+            f"but {seed} came."
+        )
     found = find_suite(suite or "metaworld-mt50")
     chosen = found.only(tasks).tasks if tasks else found.tasks
     if found.needs is not None and not is_home(found.needs):
@@ -103,7 +110,7 @@ def record(
         if driver is None:
             run_away(found.needs, words)
             return
-        with _served(found.needs, driver) as address:
+        with _served(found, driver) as address:
             run_away(found.needs, [*words, "--driver", address])
         return
     if found.make is None:
@@ -157,25 +164,23 @@ def evaluate(
         against: Folder of an earlier evaluation on the same scenes: also print what changed, scene by scene.
         server: Evaluate what answers at this address over openpi's protocol (ws://HOST:PORT), in place of a checkpoint.
     """
-    from hypervla.contracts import UserError
+    from hypervla.evaluation.expert import EXPERT
     from hypervla.evaluation.suites import suite as find_suite
     from hypervla.simulation.homes import is_home
 
-    if (checkpoint is None) == (server is None):
-        raise UserError("Say what to evaluate: either a checkpoint, or --server ws://HOST:PORT.")
+    _check_subject(checkpoint, server, device, engine)
     found = find_suite(suite).only(tasks) if tasks else find_suite(suite)
     if found.needs is not None and not is_home(found.needs):
         given = {"suite": suite, "trials": trials, "seed": seed, "execution": execution, "out": out}
         words = _words({**given, "workers": workers, "against": against})
         words += [*flags("--task", tasks), *(["--held-out-instructions"] if held_out_instructions else [])]
-        _evaluate_away(found.needs, checkpoint, words, server, device, engine, ray)
+        _evaluate_away(found, checkpoint, words, server, device, engine, ray)
         return
     from rich.console import Console
 
     from hypervla.arguments import check_device, find_checkpoint
     from hypervla.display import trial_progress
     from hypervla.evaluation import rollout
-    from hypervla.evaluation.expert import EXPERT
     from hypervla.evaluation.results import Results
     from hypervla.runtime.execution import execution_mode
 
@@ -198,6 +203,16 @@ def evaluate(
             on_trial=on_trial,
         )
     _show(results, before, against, out, console)
+
+
+def _check_subject(checkpoint: str | None, server: str | None, device: str, engine: str | None) -> None:
+    from hypervla.contracts import UserError
+    from hypervla.evaluation.expert import EXPERT
+
+    if (checkpoint is None) == (server is None):
+        raise UserError("Say what to evaluate: either a checkpoint, or --server ws://HOST:PORT.")
+    if checkpoint in (None, EXPERT) and (engine is not None or device != "cpu"):
+        raise UserError("An engine and a device are for a checkpoint: leave out --engine and --device.")
 
 
 def compare(
@@ -243,7 +258,7 @@ def _show(results: Results, before: Results | None, against: Path | None, out: P
 
 
 def _evaluate_away(
-    package: str,
+    suite: Suite,
     checkpoint: str | None,
     words: list[str],
     server: str | None,
@@ -256,6 +271,7 @@ def _evaluate_away(
     from hypervla.contracts import UserError
     from hypervla.evaluation.expert import EXPERT
 
+    package = str(suite.needs)
     if ray is not None:
         raise UserError("This suite goes on in an environment of its own, where --ray does not follow: leave it out.")
     if checkpoint == EXPERT:
@@ -263,23 +279,27 @@ def _evaluate_away(
     elif checkpoint is None:
         run_away(package, ["eval", "--server", str(server), *words])
     else:
-        with _served(package, checkpoint, device, engine) as address:
+        with _served(suite, checkpoint, device, engine) as address:
             run_away(package, ["eval", "--server", address, *words])
 
 
 @contextmanager
-def _served(package: str, checkpoint: str, device: str = "cpu", engine: str | None = None) -> Iterator[str]:
-    """The address of a server with the checkpoint, for the environment where that package is; a server is its own."""
+def _served(suite: Suite, checkpoint: str, device: str = "cpu", engine: str | None = None) -> Iterator[str]:
+    """The address of a server with the checkpoint, for the environment where the suite's simulator is; a server is its
+    own."""
     from hypervla.arguments import SERVED, check_device, find_checkpoint
     from hypervla.simulation.homes import interpreter
 
-    interpreter(package)  # refused before anything large is loaded
+    interpreter(str(suite.needs))  # refused before anything large is loaded
     if checkpoint.startswith(SERVED):
         yield checkpoint
         return
-    from hypervla.runtime.opening import load_on
+    from hypervla.evaluation.trial import known_robot
+    from hypervla.runtime.client import Served
+    from hypervla.runtime.opening import describe, load_on
     from hypervla.serving.server import PolicyServer
 
-    compiler = load_on(find_checkpoint(checkpoint), check_device(device), None, engine)
-    with PolicyServer(compiler, port=0, name=checkpoint) as serving:
+    path = find_checkpoint(checkpoint)
+    compiler = load_on(path, check_device(device), known_robot(path, suite.embodiment), engine)
+    with PolicyServer(compiler, port=0, served=Served(path.name, device, engine and describe(engine))) as serving:
         yield f"{SERVED}127.0.0.1:{serving.port}"

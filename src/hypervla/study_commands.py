@@ -52,15 +52,20 @@ def study(
         show: Train nothing; make the table of what has come so far.
     """
     from hypervla.studies.catalogue import study as find_study
-    from hypervla.studies.conduct import Conductor
+    from hypervla.studies.conduct import Conductor, begun
     from hypervla.studies.study import Budget, cells
 
     found = find_study(name)
     found = found if steps is None else replace(found, steps=steps)
-    _check({"--minutes": minutes, "--steps": 1 if steps is None else steps, "--trials": trials, "--seeds": seeds})
+    given = {"--minutes": minutes, "--steps": steps, "--trials": trials, "--seeds": seeds, "--workers": workers}
+    _check({what: value for what, value in given.items() if value is not None})
     _check_names(name, only, [one.name for one in (*found.systems, *found.parts)])
-    conductor = Conductor(found, data, out, Budget(minutes, trials, seeds), workers)
-    _conduct(conductor, [] if show else cells(found, seeds, only))
+    if show:
+        _show(Conductor(*begun(found, out), data, out))
+        return
+    conductor = Conductor(found, Budget(minutes, trials, seeds), data, out, workers)
+    _conduct(conductor, cells(found, seeds, only))
+    _show(conductor)
 
 
 def _check(numbers: Mapping[str, float]) -> None:
@@ -72,7 +77,7 @@ def _check(numbers: Mapping[str, float]) -> None:
 
 
 def _check_names(study: str, only: Sequence[str], names: Sequence[str]) -> None:
-    from hypervla.arguments import unknown
+    from hypervla.contracts import unknown
 
     for asked in only:
         if asked not in names:
@@ -80,24 +85,32 @@ def _check_names(study: str, only: Sequence[str], names: Sequence[str]) -> None:
 
 
 def _conduct(conductor: Conductor, todo: Sequence[Cell]) -> None:
-    """Make these cells one after another, with what has come so far in the study's folder; then show the table."""
+    """Make these cells one after another, with what has come so far in the study's folder."""
+    from rich.console import Console
+
+    from hypervla.studies import table
+
+    conductor.check(todo)
+    table.save(conductor)
+    for place, cell in enumerate(todo, start=1):
+        Console().print(
+            f"{place} of {len(todo)}: {cell.system.name}, {cell.part.name}, seed {cell.seed}", highlight=False
+        )
+        conductor.make(cell)
+        table.save(conductor)
+
+
+def _show(conductor: Conductor) -> None:
+    """Keep and print the table of what has come so far."""
     from rich.console import Console
     from rich.table import Table
 
     from hypervla.studies import table
 
-    conductor.check(todo)
-    console = Console()
-    kept = table.save(conductor)
-    for place, cell in enumerate(todo, start=1):
-        console.print(
-            f"{place} of {len(todo)}: {cell.system.name}, {cell.part.name}, seed {cell.seed}", highlight=False
-        )
-        conductor.make(cell)
-        kept = table.save(conductor)
-    head, *body = table.rows(conductor.study, kept)
+    head, *body = table.rows(conductor.study, table.save(conductor))
     page = Table(*head, title=conductor.study.question)
     for row in body:
         page.add_row(*row)
+    console = Console()
     console.print(page)
     console.print(f"The table is in {conductor.out / 'study.md'}", soft_wrap=True)

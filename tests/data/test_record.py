@@ -252,6 +252,16 @@ def test_ctrl_c_stops_all_processes_quickly_and_quietly_and_loses_no_episode(
 # Refusals
 
 
+def no_driver() -> AwayFromGoal:
+    raise UserError("The driver drives another robot.")
+
+
+def test_a_driver_that_cannot_be_had_says_so_from_any_process(tmp_path: Path) -> None:
+    for workers in (1, 2):
+        with pytest.raises(UserError, match="drives another robot"):
+            recorded(tmp_path / str(workers), workers=workers, driver="away", make_driver=no_driver)
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from tests.fakes import POINT, SAYINGS, PointWorld, SituatedWorld, make_point_world, seek_goal
 
-from hypervla.contracts import ActionChunk, Observation, TaskContext, UserError
+from hypervla.contracts import ActionChunk, Observation, TaskContext, Unusable, UserError
 from hypervla.evaluation.suites import Suite
 from hypervla.runtime.task_policy import Timing
 
@@ -65,6 +65,22 @@ class PointCompiler:
 
 def load_point(checkpoint: Path, device: str) -> PointCompiler:
     return PointCompiler()
+
+
+class GoingCompiler(PointCompiler):
+    """What it is after two policies is gone."""
+
+    left = 2
+
+    def compile(self, instruction: str, images: Mapping[str, np.ndarray]) -> PointPolicy:
+        self.left -= 1
+        if self.left < 0:
+            raise Unusable("The policy server is gone.")
+        return super().compile(instruction, images)
+
+
+def load_going(checkpoint: Path, device: str) -> PointCompiler:
+    return GoingCompiler()
 
 
 def refuse_to_load(checkpoint: Path, device: str) -> PointCompiler:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypervla.evaluation.intervals import PairedDifference, Rate, agresti_min, mcnemar, wilson
+from hypervla.evaluation.intervals import Estimate, PairedDifference, Rate, agresti_min, mcnemar, wilson
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_the_paired_interval_covers_the_truth_about_95_times_in_100() -> None:
 
 def test_a_paired_difference_reads_as_a_sentence() -> None:
     text = str(PairedDifference(pairs=300, gained=6, lost=12))
-    assert text == "-2.0 points (95 % interval -4.8 to +0.8) over 300 pairs: 6 gained, 12 lost"
+    assert text == "−2.0 points (95 % interval −4.8 to +0.8) over 300 pairs: 6 gained, 12 lost"
 
 
 @pytest.mark.parametrize(("gained", "lost", "p"), [(0, 0, 1.0), (5, 0, 0.0625), (4, 1, 0.375), (3, 3, 1.0)])
@@ -79,3 +79,17 @@ def test_mcnemars_test_is_scipys_binomial_test(gained: int, lost: int) -> None:
     stats = pytest.importorskip("scipy.stats")
     if gained + lost:
         assert mcnemar(gained, lost) == pytest.approx(stats.binomtest(gained, gained + lost).pvalue, abs=1e-12)
+
+
+def test_several_runs_have_students_interval() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    for count in range(2, 14):
+        values = np.linspace(0.45, 0.46, count)
+        wanted = stats.t.interval(0.95, count - 1, values.mean(), stats.sem(values))
+        found = Estimate(tuple(values))
+        assert found.standard_error == pytest.approx(stats.sem(values))
+        if count <= 10:
+            assert (found.interval.low, found.interval.high) == pytest.approx(wanted, abs=1e-4)
+        assert found.interval.low < wanted[0] + 1e-4, "never too sure"
+    wide = Estimate((0.1, 0.9), least=0.0).interval
+    assert (wide.low, wide.high) == (0.0, 1.0)

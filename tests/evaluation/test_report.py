@@ -14,7 +14,8 @@ from tests.evaluation.test_results import CONDITIONS, all_records
 from tests.fakes import PointWorld
 
 from hypervla.evaluation.film import Film, caption, filmstrip, load_filmstrips, save_filmstrip
-from hypervla.evaluation.page import figure, milliseconds, percent, points, probability, seconds
+from hypervla.evaluation.intervals import points
+from hypervla.evaluation.page import figure, milliseconds, percent, probability, seconds
 from hypervla.evaluation.report import table, write
 from hypervla.evaluation.results import Results, TrialRecord
 

@@ -18,6 +18,7 @@ from tests.evaluation.point_suite import (
     DIGEST,
     PointCompiler,
     die_loading,
+    load_going,
     load_point,
     point_suite,
     refuse_to_load,
@@ -69,6 +70,26 @@ def test_latency_is_that_of_every_act(quiet: tuple[Path, Results]) -> None:
     assert results.latency["backbone"].p50 == pytest.approx(0.002)
     assert set(results.latency) == {"preprocessing", "backbone", "policy", "total", "compile"}
     assert all(trial.acts == -(-trial.steps // 2) for trial in results.trials), "chunks of two, one look per chunk"
+
+
+def test_what_every_trial_would_meet_is_no_trials_failure(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="longer than the 2 actions"):
+        run(tmp_path / "long", point_suite(), execution=RecedingHorizon(99))
+    with pytest.raises(UserError, match="server is gone"):
+        run(tmp_path / "gone", point_suite(), load=load_going, workers=1)
+    lines = (tmp_path / "gone" / "results.jsonl").read_bytes().splitlines()
+    assert len(lines) == 1 + 2, "the conditions, and the trials before"
+    assert not (tmp_path / "gone" / "results.json").exists()
+    assert run(tmp_path / "gone", point_suite()).overall.successes == 6
+
+
+def test_the_step_limit_is_that_of_the_tasks(quiet: tuple[Path, Results], tmp_path: Path) -> None:
+    assert quiet[1].conditions.step_limit == "30"
+    suite = replace(point_suite(), task_steps={"flee": 20})
+    results = run(tmp_path / "both", suite, trials=1)
+    assert results.conditions.task_steps == (30, 20)
+    assert Results.load(tmp_path / "both" / "results.json").conditions.step_limit == "20 to 30"
+    assert run(tmp_path / "one", suite.only(["flee"]), trials=1).conditions.step_limit == "20"
 
 
 def test_the_first_trial_of_each_task_is_filmed(quiet: tuple[Path, Results]) -> None:
@@ -164,7 +185,7 @@ def test_execution_decides_how_often_the_policy_looks(tmp_path: Path) -> None:
     ("change", "error", "says"),
     [
         ({"load": refuse_to_load}, UserError, "no checkpoint called point"),
-        ({"load": die_loading}, RuntimeError, "While loading the checkpoint"),
+        ({"load": die_loading}, UserError, "While loading the checkpoint, the worker process died"),
         ({"suite": replace(point_suite(), embodiment=METAWORLD_SAWYER)}, UserError, "checkpoint drives point"),
         ({"trials": 0}, UserError, "at least 1 trial"),
         ({"workers": 0}, UserError, "at least 1 worker"),

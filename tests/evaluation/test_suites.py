@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from hypervla.contracts import UserError
 from hypervla.evaluation.suites import MT10, RECORDING_SEEDS, SUITES, environment_seed, suite
+from hypervla.evaluation.trial import tickets
 
 
 @pytest.mark.parametrize("name", SUITES)
@@ -71,8 +72,28 @@ def test_a_wrong_name_is_answered_with_the_near_ones() -> None:
         suite("metaworld-mt1")
     with pytest.raises(UserError, match="did you mean drawer-open-v3"):
         suite("metaworld-mt10").only(["drawer-opn-v3"])
-    with pytest.raises(UserError, match="there are metaworld"):
+    with pytest.raises(UserError, match="there is libero"):
         suite("zzz")
+
+
+def test_no_scene_is_tried_twice_as_another() -> None:
+    found = suite("libero-object").only(["pick_up_the_milk_and_place_it_in_the_basket"])
+    assert len(tickets(found, trials=50, seed=0, instructions="canonical")) == 50
+    for asked in ({"trials": 51, "seed": 0}, {"trials": 1, "seed": 1}):
+        with pytest.raises(UserError, match="has 50 scenes, one for each trial of seed 0, and no others"):
+            tickets(found, **asked, instructions="canonical")
+    simpler = suite("simpler-widowx")
+    assert [simpler.scenes[task] for task in simpler.tasks] == [24, 24, 24, 64]
+
+
+def test_a_hidden_goal_is_hidden_from_demonstrations_too() -> None:
+    pytest.importorskip("metaworld")
+    for name, visible in (("metaworld-mt10", True), ("metaworld-mt10-hidden-goal", False)):
+        make = suite(name).make
+        assert make is not None
+        environment, _ = make("reach-v3")
+        assert environment.goal_visible is visible
+        environment.close()
 
 
 def test_a_subset_keeps_the_suites_order() -> None:

@@ -29,7 +29,7 @@ from hypervla import cli
 from hypervla.contracts import ActionChunk, Observation, TaskContext, UserError
 from hypervla.evaluation.rollout import evaluate
 from hypervla.runtime import wire
-from hypervla.runtime.client import RemoteCompiler
+from hypervla.runtime.client import RemoteCompiler, Served
 from hypervla.runtime.compiler import Compiler, load
 from hypervla.runtime.execution import OpenLoop
 from hypervla.serving.server import PolicyServer
@@ -60,10 +60,6 @@ def test_the_server_speaks_first_and_says_what_it_drives(client: WebsocketClient
     about = client.get_server_metadata()
     assert about["embodiment"]["name"] == "point"
     assert about["checkpoint"] == compiler.digest
-    with PolicyServer(compiler, port=0, name="runs/tiny") as server:
-        named = RemoteCompiler(url(server), compiler.embodiment)
-        assert named.provenance["name"] == "runs/tiny"
-        assert named.digest == compiler.digest
 
 
 def test_openpis_client_gets_the_task_policys_actions(client: WebsocketClientPolicy, compiler: Compiler) -> None:
@@ -231,6 +227,16 @@ def test_a_port_that_is_taken_is_refused(server: PolicyServer, compiler: Compile
         PolicyServer(compiler, port=server.port).__enter__()
     with pytest.raises(UserError, match="Could not listen on"):
         asyncio.run(PolicyServer(compiler, port=server.port).run())
+    with pytest.raises(UserError, match="Could not listen on 127.0.0.1:99999 .*: choose another --port"):
+        PolicyServer(compiler, port=99_999).__enter__()
+
+
+def test_what_is_missing_to_serve_is_said_and_not_waited_for(
+    compiler: Compiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "websockets.asyncio.server", None)
+    with pytest.raises(ModuleNotFoundError):
+        PolicyServer(compiler, port=0).__enter__()
 
 
 # Our own client
@@ -254,6 +260,9 @@ def test_nobody_there_is_said(compiler: Compiler) -> None:
         gone = url(server)
     with pytest.raises(UserError, match=f"No policy server answers at {gone} .*hypervla serve"):
         RemoteCompiler(gone, POINT)
+    for address in ("ws://127.0.0.1:99999", "ws://127.0.0.1:port", "ws://"):
+        with pytest.raises(UserError, match=f"No policy server answers at {address} "):
+            RemoteCompiler(address, POINT)
 
 
 def test_a_server_that_dies_is_said(compiler: Compiler) -> None:
@@ -298,11 +307,26 @@ def test_a_server_is_evaluated_like_its_checkpoint(
     assert remote.conditions.checkpoint == local.conditions.checkpoint
 
 
+def test_an_evaluation_says_what_its_server_runs_on(checkpoint_folder: Path, tmp_path: Path) -> None:
+    served = Served("tiny", "cuda:1", "onnx int8 0123")
+    about = {"trials": 1, "seed": 0, "execution": OpenLoop(), "workers": 1, "out": tmp_path}
+    with PolicyServer(load(checkpoint_folder), port=0, served=served) as server:
+        found = evaluate(url(server), point_suite(), **about)
+        with pytest.raises(UserError, match="An engine is for a checkpoint, but 'ws://.*leave out --engine"):
+            evaluate(url(server), point_suite(), **about, engine="cuda:fp16")
+    assert (found.conditions.device, found.conditions.engine) == ("cuda:1", "onnx int8 0123")
+    assert found.provenance["checkpoint"]["name"] == "tiny"
+
+
 def test_what_is_evaluated_has_to_be_said_once(capsys: pytest.CaptureFixture[str]) -> None:
     for words in ([], ["embedded", "--server", "ws://127.0.0.1:1"]):
         with pytest.raises(SystemExit):
             cli.main(["eval", *words, "--suite", "metaworld-mt10"])
         assert "either a checkpoint, or --server ws://HOST:PORT" in capsys.readouterr().err
+    for words in (["expert", "--engine", "e.onnx"], ["--server", "ws://127.0.0.1:1", "--device", "cuda"]):
+        with pytest.raises(SystemExit):
+            cli.main(["eval", *words, "--suite", "libero-object"])
+        assert "leave out --engine and --device" in capsys.readouterr().err
 
 
 def test_openpis_client_closes_a_drawer() -> None:

@@ -56,6 +56,10 @@ def array(**changes) -> bytes:
     return msgpack.packb({"x": {**pairs, **{key.encode(): value for key, value in changes.items()}}})
 
 
+def scalar(dtype: str, value: object) -> bytes:
+    return msgpack.packb({"x": {b"__npgeneric__": True, b"data": value, b"dtype": dtype}})
+
+
 @pytest.mark.parametrize(
     ("data", "match"),
     [
@@ -74,6 +78,8 @@ def array(**changes) -> bytes:
         (array(shape=(1,) * 9), "at most eight dimensions"),
         (array(shape="1"), "at most eight dimensions"),
         (array(data="1234"), "comes as bytes"),
+        (scalar("|i1", 1000), "no msgpack map"),
+        (scalar("<f4", "words"), "no msgpack map"),
         (msgpack.packb([1, 2]), "A message is a map with names"),
         (msgpack.packb({1: 2}), "no msgpack map"),
         (msgpack.packb({b"x": 2}), "A message is a map with names"),

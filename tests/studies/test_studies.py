@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +15,13 @@ from matplotlib import pyplot
 from tests.evaluation.test_results import CONDITIONS, all_records
 
 from hypervla.contracts import UserError
+from hypervla.evaluation.intervals import Estimate, PairedDifference
 from hypervla.evaluation.results import Results
 from hypervla.evaluation.suites import suite
 from hypervla.studies import table
 from hypervla.studies.catalogue import STUDIES, study
-from hypervla.studies.conduct import Conductor
-from hypervla.studies.study import Budget, Column, Part, Pretraining, Study, System, cells, slug
+from hypervla.studies.conduct import Conductor, begun
+from hypervla.studies.study import Budget, Cell, Column, Part, Pretraining, Study, System, cells, slug
 from hypervla.training.recipes import RECIPES
 
 STUDY = Study(
@@ -78,7 +80,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def conducted(data: Path, out: Path, hypervla: Hypervla, seeds: int = 1) -> Conductor:
-    conductor = Conductor(STUDY, data, out, Budget(minutes=2.0, trials=3, seeds=seeds), hypervla=hypervla)
+    conductor = Conductor(STUDY, Budget(minutes=2.0, trials=3, seeds=seeds), data, out, hypervla=hypervla)
     todo = cells(STUDY, seeds)
     conductor.check(todo)
     for cell in todo:
@@ -140,16 +142,49 @@ def test_the_table_says_how_sure_it_is(data: Path, tmp_path: Path) -> None:
     assert single[2][-1] == "9"
     conductor = conducted(data, tmp_path / "out", Hypervla(), seeds=2)
     first = table.entry(conductor, STUDY.parts[0], STUDY.systems[0], STUDY.parts[0].columns[0])
-    assert [results.overall.successes for results in first.seeds] == [4, 5]
-    assert math.isclose(first.standard_error, 1 / 12)
-    assert str(first) == "75 % ± 8.3 (47–91 %)"
+    assert {seed: results.overall.successes for seed, results in first.seeds.items()} == {0: 4, 1: 5}
+    assert isinstance(first.value, Estimate)
+    assert math.isclose(first.value.standard_error, 1 / 12)
+    assert str(first) == "75 % ± 8.3 (0–100 %)"
     page = table.markdown(conductor, table.entries(conductor))
     assert "2 minutes of one core. 3 trials" in page
     assert page.count("\n| ") == 2 + len(STUDY.systems)
 
 
+def test_runs_are_compared_with_the_run_of_the_same_seed(data: Path, tmp_path: Path) -> None:
+    conductor = conducted(data, tmp_path / "out", Hypervla(), seeds=2)
+    part, (first, other) = STUDY.parts[0], STUDY.systems
+    shutil.rmtree(conductor.out / Cell(part, other, 0).folder)
+    one, two = (table.entry(conductor, part, system, part.columns[0]) for system in (first, other))
+    assert (list(one.seeds), list(two.seeds)) == ([0, 1], [1])
+    change = two.against(one)
+    assert isinstance(change, PairedDifference)
+    assert (change.pairs, change.gained, change.lost) == (6, 1, 0)
+    assert table.Entry({0: one.seeds[0]}).against(two) is None
+
+
+def test_what_has_come_so_far_is_shown_as_it_was_begun(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    conducted(data, out, Hypervla(), seeds=2)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    shown = Conductor(*begun(STUDY, out), tmp_path / "elsewhere", out)
+    assert shown.budget.minutes == 2.0
+    assert len(table.to_json(shown)["runs"]) == 4
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    with pytest.raises(UserError, match="holds no study, but toy was wanted"):
+        begun(STUDY, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_more_scenes_than_a_suite_has_are_refused_before_anything_is_trained(data: Path, tmp_path: Path) -> None:
+    conductor = Conductor(STUDY, Budget(trials=20_000), data, tmp_path / "out", hypervla=Hypervla())
+    with pytest.raises(UserError, match="10,000 trials"):
+        conductor.check(cells(STUDY, 1))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_study_is_drawn_as_far_as_it_has_come(data: Path, tmp_path: Path) -> None:
-    conductor = Conductor(STUDY, data, tmp_path / "out", Budget(minutes=2.0, trials=3), hypervla=Hypervla())
+    conductor = Conductor(STUDY, Budget(minutes=2.0, trials=3), data, tmp_path / "out", hypervla=Hypervla())
     sizes = []
     for cell in [None, *cells(STUDY, 1)]:
         if cell is None:
@@ -182,7 +217,7 @@ def test_missing_data_is_named_with_what_records_it(tmp_path: Path) -> None:
 
 def test_a_folder_holds_one_budget(data: Path, tmp_path: Path) -> None:
     conducted(data, tmp_path / "out", Hypervla())
-    other = Conductor(STUDY, data, tmp_path / "out", Budget(minutes=3.0, trials=3), hypervla=Hypervla())
+    other = Conductor(STUDY, Budget(minutes=3.0, trials=3), data, tmp_path / "out", hypervla=Hypervla())
     with pytest.raises(UserError, match="another budget"):
         other.check([])
 

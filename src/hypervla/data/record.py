@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -19,6 +18,7 @@ from zlib import crc32
 import numpy as np
 from jaxtyping import Float32
 
+from hypervla.child import interrupts_kept_from_children
 from hypervla.contracts import Demonstrator, Environment, Episode, Make, Observation, UserError
 from hypervla.data.progress import RecordingProgress
 from hypervla.data.staged import stage_episode, write_json
@@ -179,7 +179,8 @@ class _Recorder:
 
     def __init__(self, staging: Path, plan: Plan, tools: _Tools, stop: Callable[[], bool]) -> None:
         self._staging, self._plan, self._make, self._stop = staging, plan, tools.make, stop
-        self._driver = tools.make_driver() if tools.make_driver is not None else None
+        self._make_driver: MakeDriver | None = tools.make_driver
+        self._driver: Driver | None = None
         self._task = -1
         self._environment: Environment | None = None
         self._demonstrator: Demonstrator | None = None
@@ -191,6 +192,8 @@ class _Recorder:
             self.close()
             self._environment, self._demonstrator = self._make(plan.tasks[task])
             self._task = task
+        if self._make_driver is not None and self._driver is None:
+            self._driver = self._make_driver()
         environment = self._environment
         assert environment is not None
         assert self._demonstrator is not None
@@ -290,12 +293,8 @@ def _workers(staging: Path, plan: Plan, tools: _Tools, workers: int) -> Iterator
     pool = ProcessPoolExecutor(workers, context, _start_worker, (staging, plan, tools, stop))
 
     def there(task: int, attempt: int) -> Future[bool | None]:
-        # Workers start here and inherit the mask: Ctrl-C, which reaches the whole process group, is for the parent.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
+        with interrupts_kept_from_children():  # workers start here
             return pool.submit(_attempt_in_worker, task, attempt)
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
     try:
         yield there

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hypervla.contracts import UserError
-from hypervla.evaluation.intervals import PairedDifference, Rate
-from hypervla.evaluation.page import UNKNOWN, figure, milliseconds, percent, points, probability, render, seconds, span
+from hypervla.evaluation.intervals import PairedDifference, Rate, points
+from hypervla.evaluation.page import UNKNOWN, figure, milliseconds, percent, probability, render, seconds, span
 from hypervla.evaluation.report import STAGE_NAMES, explained
 from hypervla.evaluation.results import Results, completion, paired, save_whole, smoothness
 from hypervla.evaluation.taxonomy import MEANINGS
@@ -24,7 +24,7 @@ CONDITIONS = {
     "trials": "trials a task",
     "instructions": "instructions",
     "execution": "execution mode",
-    "max_steps": "step limit",
+    "step_limit": "step limit",
     "success_rule": "success",
     "scene": "scene",
     "commit": "commit of the code",

@@ -47,7 +47,9 @@ class Worker(ABC):
         except Died as death:
             self.alive = False
             if self.ticket is None:
-                raise RuntimeError(f"While loading the checkpoint, {death}.") from death
+                raise UserError(
+                    f"While loading the checkpoint, {death}: is there memory for so many workers? Ask for fewer."
+                ) from death
             return Made(self.ticket.record(started=self.since, error=str(death)), None)
         if isinstance(message, Refusal):
             raise UserError(message.message)

@@ -9,7 +9,7 @@ from jaxtyping import Float32
 
 from hypervla.contracts import Observation
 from hypervla.embodiment import Embodiment
-from hypervla.evaluation.trial import load_compiler
+from hypervla.evaluation.trial import check_robot, load_compiler
 from hypervla.runtime.execution import TemporalEnsemble
 from hypervla.runtime.protocols import TimedPolicy
 
@@ -25,6 +25,7 @@ class PolicyDriver:
 
             torch.set_num_threads(1)  # recordings run one process per core
         self._compiler = load_compiler(checkpoint, "cpu", robot=robot)
+        check_robot(self._compiler, robot)
         self._execution = TemporalEnsemble(self._compiler.embodiment)
         self._policy: TimedPolicy | None = None
 

@@ -1,13 +1,17 @@
-"""How sure a success rate is: Wilson intervals for rates, Agresti-Min intervals for paired differences."""
+"""How sure a success rate is: Wilson intervals for rates, Agresti-Min intervals for paired differences, Student's for
+several training runs."""
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 Z_95 = 1.959963984540054
 """The 97.5 % point of the normal distribution: two-sided 95 % intervals."""
+T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""The same of Student's distribution, for two values, three and so on; for more than ten it is less."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +68,39 @@ class PairedDifference:
         return mcnemar(self.gained, self.lost)
 
     def __str__(self) -> str:
+        low, high = points(self.interval.low), points(self.interval.high)
         return (
-            f"{100 * self.mean:+.1f} points (95 % interval {100 * self.interval.low:+.1f} to "
-            f"{100 * self.interval.high:+.1f}) over {self.pairs} pairs: {self.gained} gained, {self.lost} lost"
+            f"{points(self.mean)} points (95 % interval {low} to {high}) over {self.pairs} pairs: "
+            f"{self.gained} gained, {self.lost} lost"
         )
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What several training runs come to, each of which has one value: what varies between runs is in the interval."""
+
+    values: tuple[float, ...]
+    least: float = -1.0
+    """What a value can be at least: 0 for a rate, −1 for a difference of rates. The most is 1."""
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values)
+
+    @property
+    def standard_error(self) -> float:
+        return statistics.stdev(self.values) / math.sqrt(len(self.values))
+
+    @property
+    def interval(self) -> Interval:
+        """Student's."""
+        reach = T_95[min(len(self.values), len(T_95) + 1) - 2] * self.standard_error
+        return Interval(max(self.least, self.mean - reach), min(1.0, self.mean + reach))
+
+
+def points(share: float) -> str:
+    """0.051 as "+5.1": percentage points."""
+    return f"{100 * share:+.1f}".replace("-", "−")
 
 
 def wilson(successes: int, trials: int) -> Interval:

@@ -63,11 +63,6 @@ def figure(value: float | None) -> str:
     return UNKNOWN if value is None else f"{value:.2f}".replace("-", "−")
 
 
-def points(share: float) -> str:
-    """0.051 as "+5.1": percentage points."""
-    return f"{100 * share:+.1f}".replace("-", "−")
-
-
 def probability(value: float) -> str:
     """0.0312 as "= 0.031", what is smaller than a thousandth as "< 0.001"."""
     return f"= {value:.3f}" if value >= 0.001 else "< 0.001"

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
-from multiprocessing import resource_tracker
+from collections.abc import Mapping, Sequence
+from contextlib import closing, suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from hypervla.contracts import UserError
+from hypervla.child import interrupts_kept_from_children
 from hypervla.evaluation.crew import Crew, Died, Worker
 from hypervla.evaluation.trial import Ticket
 from hypervla.evaluation.workers import Job, Made, Model, Refusal, TrialMaker
+from hypervla.failures import explain
 from hypervla.runtime.provenance import cores
+
+THREADS = "OMP_NUM_THREADS"
 
 
 class ProcessWorker(Worker):
@@ -26,7 +27,7 @@ class ProcessWorker(Worker):
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(theirs, job, threads), daemon=True)
-        with _interrupts_kept_from_children():
+        with interrupts_kept_from_children():
             self.process.start()
         theirs.close()
 
@@ -65,7 +66,7 @@ class ProcessCrew(Crew[ProcessWorker]):
         return max(1, cores() // self.size)
 
     def about(self) -> Mapping[str, Any]:
-        return {"threads_per_worker": self.threads}
+        return {"threads_per_worker": int(os.environ.get(THREADS, self.threads))}
 
     def hire(self) -> ProcessWorker:
         return ProcessWorker(self.job, self.threads)
@@ -77,26 +78,14 @@ class ProcessCrew(Crew[ProcessWorker]):
 
 def _work(connection: Connection, job: Job, threads: int) -> None:
     """A worker's life: load, then make trials until told to stop or the parent is gone."""
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # before PyTorch is imported
+    os.environ.setdefault(THREADS, str(threads))  # before PyTorch is imported
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent is gone
         try:
             with closing(TrialMaker(job)) as maker:
                 connection.send(maker.model)
                 while (ticket := connection.recv()) is not None:
                     connection.send(maker.make(ticket))
-        except UserError as error:
-            connection.send(Refusal(str(error)))
-
-
-@contextmanager
-def _interrupts_kept_from_children() -> Iterator[None]:
-    """Ctrl-C reaches every process of a terminal; a child started in here inherits that it is not for them."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    resource_tracker.ensure_running()  # starting it later would unblock the signal again (CPython 3.11)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        except Exception as error:
+            if (message := explain(error)) is None:
+                raise
+            connection.send(Refusal(message))

@@ -19,6 +19,7 @@ from hypervla.contracts import UserError
 from hypervla.evaluation.crew import Crew, Died, Worker
 from hypervla.evaluation.trial import Ticket
 from hypervla.evaluation.workers import Job, Made, Model, Refusal, TrialMaker
+from hypervla.failures import explain
 from hypervla.runtime.provenance import code_commit
 
 PATIENCE_SECONDS = 10
@@ -42,8 +43,10 @@ class Actor:
                 if files:
                     asked = replace(asked, checkpoint=_unpack(files, Path(folder) / Path(asked.checkpoint).name))
                 self.maker = TrialMaker(asked)
-        except UserError as error:
-            return Refusal(str(error))
+        except Exception as error:
+            if (message := explain(error)) is None:
+                raise
+            return Refusal(message)
         return self.maker.model
 
     def make(self, ticket: Ticket) -> Made | Refusal:

@@ -155,7 +155,7 @@ def _protocol(results: Results) -> Iterator[tuple[str, str]]:
     yield "Instructions", INSTRUCTION_SETS[conditions.instructions]
     yield "Success", conditions.success_rule
     yield "Scene", conditions.scene
-    yield "Step limit", str(conditions.max_steps)
+    yield "Step limit", conditions.step_limit
     yield "Execution", conditions.execution
     yield "Crashed trials", f"{results.errors}, counted as failures"
     yield "Intervals", "Wilson's score interval, 95 %"

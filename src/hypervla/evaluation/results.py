@@ -50,10 +50,19 @@ class Conditions:
     """Commit of the code that ran."""
     engine: str | None = None
     """Runtime, precision and sha256 of an exported engine; None is eager PyTorch."""
+    task_steps: tuple[int, ...] = ()
+    """The step limit of each task in order, where not all have `max_steps`."""
+
+    @property
+    def step_limit(self) -> str:
+        """Of the shortest and of the longest trial, in words."""
+        limits = self.task_steps or (self.max_steps,)
+        return " to ".join(str(limit) for limit in sorted({min(limits), max(limits)}))
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Conditions:
-        return Conditions(**{**data, "tasks": tuple(data["tasks"])})
+        lists = {name: tuple(data.get(name, ())) for name in ("tasks", "task_steps")}
+        return Conditions(**{**data, **lists})
 
 
 @dataclass(frozen=True)

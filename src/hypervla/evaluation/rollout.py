@@ -14,8 +14,8 @@ from hypervla.evaluation.processes import ProcessCrew
 from hypervla.evaluation.ray_crew import RayCrew
 from hypervla.evaluation.results import Conditions, Journal, Results, Trial
 from hypervla.evaluation.suites import InstructionSet, Suite, environment_seed
-from hypervla.evaluation.trial import Load, Ticket, check_embodiment, load_compiler, roll_out, tickets
-from hypervla.evaluation.workers import Job, adjust
+from hypervla.evaluation.trial import Load, Ticket, check_robot, load_compiler, roll_out, tickets
+from hypervla.evaluation.workers import Job, Model, adjust
 from hypervla.runtime.execution import Execution
 from hypervla.runtime.opening import FAST, describe
 from hypervla.runtime.provenance import code_commit, command, machine
@@ -46,35 +46,15 @@ def evaluate(
     `ray` the workers are actors on the cluster of that address (RayCrew). Raises UserError for what the user can put
     right, KeyboardInterrupt with one line on Ctrl-C.
     """
-    if trials < 1:
-        raise UserError(f"An evaluation wants at least 1 trial a task, but {trials} came.")
-    if workers is not None and workers < 1:
-        raise UserError(f"An evaluation wants at least 1 worker, but {workers} came.")
+    _check(checkpoint, trials, workers, engine, ray)
     started = time.perf_counter()
     asked = tickets(suite, trials=trials, seed=seed, instructions=instructions)
-    if ray is not None and engine is not None and not engine.startswith(FAST):
-        raise UserError(f"'{engine}' is a file of this machine, which a Ray cluster does not have: leave out --ray.")
     load = load or partial(load_compiler, robot=suite.embodiment, engine=engine)
     job = Job(checkpoint, suite, execution, device, load)
     crew_of = ProcessCrew if ray is None else partial(RayCrew, address=ray)
     with crew_of(job, workers, len(asked), out / "films") as crew:
         model = crew.ready()
-        conditions = Conditions(
-            suite=suite.name,
-            tasks=suite.tasks,
-            trials=trials,
-            seed=seed,
-            instructions=instructions,
-            execution=str(execution),
-            max_steps=suite.max_steps,
-            success_rule=suite.success_rule,
-            scene=suite.scene,
-            embodiment=suite.embodiment.name,
-            checkpoint=model.digest,
-            device=device,
-            commit=code_commit(),
-            engine=None if engine is None else describe(engine),
-        )
+        conditions = _conditions(job, model, trials, seed, instructions, engine)
         with closing(Journal(out / "results.jsonl", conditions)) as journal:
             kept = journal.records
             try:
@@ -84,8 +64,9 @@ def evaluate(
             except KeyboardInterrupt:
                 message = f"Stopped with {len(kept)} of {len(asked)} trials kept in {out}; the same command goes on."
                 raise KeyboardInterrupt(message) from None
+    name = model.served.name if model.served else getattr(checkpoint, "name", checkpoint)
     provenance = {
-        "checkpoint": {"name": getattr(checkpoint, "name", checkpoint), "digest": model.digest, **model.provenance},
+        "checkpoint": {"name": name, "digest": model.digest, **model.provenance},
         "machine": machine() | {"device": model.device, "workers": crew.size, **crew.about()},
         "command": command(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -94,6 +75,41 @@ def evaluate(
     results = Results.of(conditions, kept.values(), provenance)
     results.save(out / "results.json")
     return results
+
+
+def _check(checkpoint: Path | str, trials: int, workers: int | None, engine: str | None, ray: str | None) -> None:
+    if trials < 1:
+        raise UserError(f"An evaluation wants at least 1 trial a task, but {trials} came.")
+    if workers is not None and workers < 1:
+        raise UserError(f"An evaluation wants at least 1 worker, but {workers} came.")
+    if ray is not None and engine is not None and not engine.startswith(FAST):
+        raise UserError(f"'{engine}' is a file of this machine, which a Ray cluster does not have: leave out --ray.")
+    if engine is not None and not isinstance(checkpoint, Path):
+        raise UserError(f"An engine is for a checkpoint, but '{checkpoint}' came: leave out --engine.")
+
+
+def _conditions(
+    job: Job, model: Model, trials: int, seed: int, instructions: InstructionSet, engine: str | None
+) -> Conditions:
+    suite, served = job.suite, model.served
+    steps = tuple(suite.steps_of(task) for task in suite.tasks)
+    return Conditions(
+        suite=suite.name,
+        tasks=suite.tasks,
+        trials=trials,
+        seed=seed,
+        instructions=instructions,
+        execution=str(job.execution),
+        max_steps=max(steps),
+        task_steps=steps if len(set(steps)) > 1 else (),
+        success_rule=suite.success_rule,
+        scene=suite.scene,
+        embodiment=suite.embodiment.name,
+        checkpoint=model.digest,
+        device=served.device if served else job.device,
+        commit=code_commit(),
+        engine=served.engine if served else engine and describe(engine),
+    )
 
 
 def act(
@@ -115,7 +131,7 @@ def act(
     """
     suite = suite.only([task])
     compiler = (load or partial(load_compiler, robot=suite.embodiment))(checkpoint, device)
-    check_embodiment(compiler, suite)
+    check_robot(compiler, suite.embodiment)
     environment = suite.environment(task)
     adjust(environment, compiler.embodiment)
     film = Film(environment, size, smooth=1, every=max(1, round(suite.embodiment.control_hz / PLAYBACK_HZ)))

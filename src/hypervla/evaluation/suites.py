@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
-from hypervla.contracts import Demonstrator, Environment, Make, UserError
+from hypervla.contracts import Demonstrator, Environment, Make, UserError, unknown
 from hypervla.embodiment import GOOGLE_ROBOT, METAWORLD_SAWYER, WIDOWX, Embodiment
 
 InstructionSet = Literal["canonical", "train", "held_out"]
@@ -51,6 +50,8 @@ class Suite:
     max_steps: int = 400
     task_steps: Mapping[str, int] = field(default_factory=dict)
     """Of tasks whose trials are shorter than `max_steps`."""
+    scenes: Mapping[str, int] = field(default_factory=dict)
+    """How many scenes a task has, where they are so many and no more."""
     make: Make | None = None
     """Makes the environment of a task and who demonstrates it, where there is such a one."""
     needs: str | None = None
@@ -60,7 +61,7 @@ class Suite:
         """This suite with some of its tasks, in the suite's order. Raises UserError for a task it does not have."""
         for task in tasks:
             if task not in self.tasks:
-                raise UserError(f"Suite '{self.name}' has no task '{task}'; {_nearest(task, self.tasks)}")
+                raise unknown(task, self.tasks, f"task of suite {self.name} called")
         return replace(self, tasks=tuple(task for task in self.tasks if task in tasks))
 
     def steps_of(self, task: str) -> int:
@@ -77,7 +78,7 @@ class Suite:
 def suite(name: str) -> Suite:
     """The suite of that name. Raises UserError naming near matches."""
     if name not in SUITES:
-        raise UserError(f"There is no suite '{name}'; {_nearest(name, SUITES)}")
+        raise unknown(name, SUITES, "suite")
     return SUITES[name]()
 
 
@@ -103,7 +104,7 @@ def _metaworld(name: str, tasks: tuple[str, ...] | None, goal_visible: bool) -> 
         sentences=_metaworld_sentences,
         success_rule="Metaworld's own success signal, at any step.",
         scene="The goal marker is visible where Metaworld draws one." if goal_visible else "The goal marker is hidden.",
-        make=_metaworld_demonstrated,
+        make=partial(_metaworld_demonstrated, goal_visible=goal_visible),
     )
 
 
@@ -113,10 +114,10 @@ def _metaworld_environment(task: str, goal_visible: bool) -> Environment:
     return MetaworldEnvironment(task, goal_visible=goal_visible)
 
 
-def _metaworld_demonstrated(task: str) -> tuple[Environment, Demonstrator]:
+def _metaworld_demonstrated(task: str, goal_visible: bool) -> tuple[Environment, Demonstrator]:
     from hypervla.simulation.demonstrators.metaworld import make
 
-    return make(task)
+    return make(task, goal_visible=goal_visible)
 
 
 def _libero(part: str, whose: str) -> Suite:
@@ -132,6 +133,7 @@ def _libero(part: str, whose: str) -> Suite:
         success_rule=protocol.rule(part),
         scene=libero.scene(),
         max_steps=protocol.steps[part],
+        scenes=dict.fromkeys(libero.tasks()[part], libero.STORED),
         make=partial(_libero_demonstrated, part, whose),
         needs="libero",
     )
@@ -150,6 +152,7 @@ def _simpler() -> Suite:
         scene=simpler.scene(),
         max_steps=max(task.steps for task in simpler.TASKS.values()),
         task_steps={name: task.steps for name, task in simpler.TASKS.items()},
+        scenes={name: task.scenes for name, task in simpler.TASKS.items()},
         make=_simpler_demonstrated,
         needs="mani_skill",
     )
@@ -200,6 +203,7 @@ def _simpler_google(name: str) -> Suite:
         scene=simpler_google.NEVER_RUN,
         max_steps=max(steps.values()),
         task_steps=steps,
+        scenes={task: grid for task in steps if (grid := simpler_google.TASKS[task].grid)},
         needs="simpler_env",
     )
 
@@ -271,11 +275,6 @@ def _metaworld_sentences(task: str, instructions: InstructionSet) -> tuple[str, 
 
     known = metaworld.tasks()[task]
     return {"canonical": known.train[:1], "train": known.train, "held_out": known.held_out}[instructions]
-
-
-def _nearest(name: str, known: Sequence[str] | dict) -> str:
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}."
 
 
 SUITES: dict[str, Callable[[], Suite]] = {

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from jaxtyping import Float32
 
-from hypervla.contracts import ActionChunk, Environment, Situated, Situation, UserError
+from hypervla.contracts import ActionChunk, Environment, Situated, Situation, Unusable, UserError
 from hypervla.embodiment import Embodiment
 from hypervla.evaluation.film import Film
 from hypervla.evaluation.results import STAGES, Trial, TrialRecord
@@ -37,11 +37,16 @@ def load_compiler(
         from hypervla.runtime.client import RemoteCompiler
 
         return RemoteCompiler(checkpoint, robot)
-    from hypervla import checkpoint as checkpoints
     from hypervla.runtime.opening import load_on
 
-    known = robot.name if robot.name in checkpoints.read_card(checkpoint).robots else None
-    return load_on(checkpoint, device, known, engine)
+    return load_on(checkpoint, device, known_robot(checkpoint, robot), engine)
+
+
+def known_robot(checkpoint: Path, robot: Embodiment) -> str | None:
+    """What a checkpoint of several calls this robot; None leaves it the only one it knows."""
+    from hypervla.checkpoint import read_card
+
+    return robot.name if robot.name in read_card(checkpoint).robots else None
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,14 @@ class Ticket:
 
 
 def tickets(suite: Suite, *, trials: int, seed: int, instructions: InstructionSet) -> list[Ticket]:
-    """Every trial of an evaluation, task by task; the first of each task is filmed."""
+    """Every trial of an evaluation, task by task; the first of each task is filmed. Raises UserError for more scenes
+    than a task has."""
+    for task, scenes in suite.scenes.items():
+        if task in suite.tasks and (trials > scenes or seed):
+            raise UserError(
+                f"{task} has {scenes} scenes, one for each trial of seed 0, and no others: ask for at most {scenes} "
+                "trials, and leave out --seed."
+            )
     return [
         Ticket(
             task=task,
@@ -118,7 +130,8 @@ def roll_out(
     max_steps: int,
     film: Film | None = None,
 ) -> TrialRecord:
-    """Make one trial. What goes wrong on the way becomes the error of its row: a crash is a failure, not a gap."""
+    """Make one trial. What goes wrong on the way becomes the error of its row: a crash is a failure, not a gap. Raises
+    Unusable for what would go wrong in every trial."""
     started = time.perf_counter()
     seconds: list[tuple[float, ...]] = []
     steps, success, compile_seconds, error = 0, False, None, None
@@ -146,6 +159,8 @@ def roll_out(
             witness.look(due.first(outcome.steps))
             if film is not None:
                 film.look(steps, last=success or steps >= max_steps)
+    except Unusable:
+        raise
     except Exception as crash:
         success, error = False, f"{type(crash).__name__}: {crash}"
     return ticket.record(
@@ -160,12 +175,12 @@ def roll_out(
     )
 
 
-def check_embodiment(compiler: Compiler[TimedPolicy], suite: Suite) -> None:
-    """Raises UserError when the checkpoint drives another robot than the suite's."""
-    if compiler.embodiment.name != suite.embodiment.name:
+def check_robot(compiler: Compiler[TimedPolicy], robot: Embodiment) -> None:
+    """Raises UserError when the checkpoint drives another robot."""
+    if compiler.embodiment.name != robot.name:
         raise UserError(
-            f"Suite '{suite.name}' wants a policy for {suite.embodiment.name}, but this checkpoint drives "
-            f"{compiler.embodiment.name}: choose another checkpoint or suite."
+            f"This suite wants a policy for {robot.name}, but this checkpoint drives {compiler.embodiment.name}: "
+            "choose another checkpoint or suite."
         )
 
 

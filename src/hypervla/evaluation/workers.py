@@ -15,7 +15,8 @@ from hypervla.evaluation.expert import EXPERT, Demonstrating
 from hypervla.evaluation.film import Film, Filmstrip, filmstrip
 from hypervla.evaluation.results import TrialRecord
 from hypervla.evaluation.suites import Suite
-from hypervla.evaluation.trial import Load, Ticket, check_embodiment, roll_out
+from hypervla.evaluation.trial import Load, Ticket, check_robot, roll_out
+from hypervla.runtime.client import RemoteCompiler, Served
 from hypervla.runtime.execution import Execution
 
 
@@ -37,6 +38,8 @@ class Model:
     digest: str
     provenance: Mapping[str, Any]
     device: str
+    served: Served | None = None
+    """What its server says, where it lives behind one."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,10 @@ class TrialMaker:
         else:
             self.compiler = job.load(job.checkpoint, job.device)
             self.opened = OpenEnvironment(job.suite.environment)
-        check_embodiment(self.compiler, job.suite)
-        self.model = Model(self.compiler.digest, dict(self.compiler.provenance), _device_name(job.device))
+        check_robot(self.compiler, job.suite.embodiment)
+        served = self.compiler.served if isinstance(self.compiler, RemoteCompiler) else None
+        device = _device_name(job.device) if served is None else served.device
+        self.model = Model(self.compiler.digest, dict(self.compiler.provenance), device, served)
 
     def make(self, ticket: Ticket) -> Made:
         """One trial. Raises UserError when the environment cannot be had (not installed) or the film not encoded."""

@@ -8,24 +8,37 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from hypervla.contracts import ActionChunk, Image, Observation, UserError
+from hypervla.contracts import ActionChunk, Image, Observation, Unusable, UserError
 from hypervla.embodiment import Embodiment
 from hypervla.runtime import wire
 from hypervla.runtime.task_policy import Timing
 
 SERVER = "hypervla"
 """What a server of ours calls itself."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a server of ours says of its checkpoint, for reports."""
+
+    name: str
+    device: str = "cpu"
+    engine: str | None = None
+    """Runtime, precision and sha256 of an exported engine; None is eager PyTorch."""
+
+
 PATIENCE = 60.0
-"""Seconds to wait for a server that is not there yet, and for an answer."""
+"""Seconds to wait for an answer."""
 
 
 class Connection:
     """One connection to a server, which is one episode."""
 
     def __init__(self, url: str) -> None:
-        """Raises UserError where nobody answers."""
+        """Raises Unusable where nobody answers."""
         from websockets.exceptions import WebSocketException
         from websockets.sync.client import connect
 
@@ -33,19 +46,19 @@ class Connection:
             opened = connect(url, compression=None, max_size=wire.MOST_BYTES, open_timeout=PATIENCE)
             self._socket = opened.__enter__()  # closed by `close`, or with the process
             self.metadata = wire.unpack(self._socket.recv(PATIENCE))
-        except (OSError, TimeoutError, WebSocketException) as error:
+        except (OSError, TimeoutError, ValueError, OverflowError, WebSocketException) as error:
             reason = str(error) or type(error).__name__
-            raise UserError(f"No policy server answers at {url} ({reason}): start one with hypervla serve.") from error
+            raise Unusable(f"No policy server answers at {url} ({reason}): start one with hypervla serve.") from error
 
     def ask(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """The server's answer. Raises UserError for a refusal, or when it is gone."""
+        """The server's answer. Raises UserError for a refusal, Unusable when it is gone."""
         from websockets.exceptions import WebSocketException
 
         try:
             self._socket.send(wire.pack(message))
             answer = self._socket.recv(PATIENCE)
         except (OSError, TimeoutError, WebSocketException) as error:
-            raise UserError(f"The policy server is gone ({str(error) or type(error).__name__}).") from error
+            raise Unusable(f"The policy server is gone ({str(error) or type(error).__name__}).") from error
         if isinstance(answer, str):
             raise UserError(f"The policy server refused: {answer.strip().splitlines()[-1]}")
         return wire.unpack(answer)
@@ -68,8 +81,9 @@ class RemoteCompiler:
         self._upright = about.get("server") != SERVER
         self.digest = str(about.get("checkpoint", f"whatever answers at {url}"))
         known = about.get("provenance") if about.get("server") == SERVER else None
-        name = {"name": str(about.get("name") or url)}
-        self.provenance: Mapping[str, Any] = name | (known if isinstance(known, dict) else {"server": url})
+        self.served = _served(about.get("served"), url)
+        """What its server says of the checkpoint."""
+        self.provenance: Mapping[str, Any] = known if isinstance(known, dict) else {"server": url}
         robot = about.get("embodiment")
         if isinstance(robot, dict) and robot.get("name") != embodiment.name:
             raise UserError(
@@ -107,6 +121,13 @@ class RemotePolicy:
         self.policy_id = answer.get("policy_id")
         self.last_timing = _timing(answer, time.perf_counter() - began)
         return chunk
+
+
+def _served(row: Any, url: str) -> Served:
+    if not isinstance(row, dict):
+        return Served(url, "unknown")
+    engine = row.get("engine")
+    return Served(str(row.get("name")), str(row.get("device")), None if engine is None else str(engine))
 
 
 def _robot(row: Any, url: str) -> Embodiment:

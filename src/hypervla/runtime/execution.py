@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,7 +10,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32, Int
 
-from hypervla.contracts import ActionChunk, UserError
+from hypervla.contracts import ActionChunk, Unusable, UserError, unknown
 from hypervla.embodiment import Embodiment
 
 
@@ -58,7 +57,7 @@ class OpenLoop:
 
 @dataclass(frozen=True)
 class RecedingHorizon:
-    """Carry out the first `steps` actions of the chunk, then look again. Raises UserError beyond the chunk."""
+    """Carry out the first `steps` actions of the chunk, then look again. Raises Unusable beyond the chunk."""
 
     steps: int
 
@@ -82,7 +81,7 @@ class TemporalEnsemble:
 
     Actions are blended in the robot's own units (after un-normalising, as the released HyperVLA code does). The
     gripper entry is averaged like the others and then snapped to the nearer of the embodiment's open and closed
-    commands (open on a tie): nobody asks for a half-closed gripper. Raises UserError when `every` exceeds the chunk.
+    commands (open on a tie): nobody asks for a half-closed gripper. Raises Unusable when `every` exceeds the chunk.
     """
 
     embodiment: Embodiment = field(repr=False)
@@ -136,8 +135,7 @@ def execution_mode(text: str, embodiment: Embodiment) -> Execution:
         "temporal-ensemble": (partial(TemporalEnsemble, embodiment), {"recency": float, "every": int}),
     }
     if name not in modes:
-        near = difflib.get_close_matches(name, modes, n=1) or list(modes)
-        raise UserError(f"There is no execution mode '{name}'; did you mean {' or '.join(near)}?")
+        raise unknown(name, modes, "execution mode")
     make, known = modes[name]
     try:
         pairs = dict(option.split("=") for option in options.split(",") if option)
@@ -156,7 +154,7 @@ def _at_least_one(name: str, steps: int) -> None:
 
 def _within(name: str, steps: int, chunk: ActionChunk) -> None:
     if steps > len(chunk):
-        raise UserError(
+        raise Unusable(
             f"The execution horizon ({name}={steps}) is longer than the {len(chunk)} actions the policy predicts: "
             f"choose {name} of at most {len(chunk)}."
         )

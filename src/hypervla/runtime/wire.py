@@ -71,7 +71,7 @@ def unpack(data: bytes | str) -> dict[str, Any]:
         message = msgpack.unpackb(data, object_hook=_decode, strict_map_key=True)
     except WireError:
         raise
-    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
         raise WireError(f"The message is no msgpack map with names ({error or type(error).__name__}).") from error
     if not isinstance(message, dict) or not all(isinstance(name, str) for name in message):
         raise WireError("A message is a map with names, but something else came.")

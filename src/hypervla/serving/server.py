@@ -14,14 +14,14 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from http import HTTPStatus
 from typing import Any, TypeVar
 
 from hypervla.contracts import UserError
 from hypervla.runtime import wire
-from hypervla.runtime.client import SERVER
+from hypervla.runtime.client import SERVER, Served
 from hypervla.runtime.protocols import Compiler, NamedPolicy
 
 Answer = TypeVar("Answer")
@@ -41,11 +41,14 @@ class PolicyServer:
     """Answers on `host`:`port`; port 0 takes any free one. Use as a context manager, or `run` until interrupted."""
 
     def __init__(
-        self, compiler: Compiler[NamedPolicy], host: str = "127.0.0.1", port: int = PORT, name: str = ""
+        self,
+        compiler: Compiler[NamedPolicy],
+        host: str = "127.0.0.1",
+        port: int = PORT,
+        served: Served | None = None,
     ) -> None:
         self.compiler, self.host, self.port = compiler, host, port
-        self.name = name
-        """What the checkpoint is called here, for reports."""
+        self.served = served or Served("a checkpoint")
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="hypervla-inference")
 
     def metadata(self) -> dict[str, Any]:
@@ -53,14 +56,14 @@ class PolicyServer:
         robot = self.compiler.embodiment
         return {
             "server": SERVER,
-            "name": self.name,
+            "served": asdict(self.served),
             "checkpoint": self.compiler.digest,
             "embodiment": robot.to_json(),
             "provenance": dict(self.compiler.provenance),
         }
 
     def __enter__(self) -> PolicyServer:
-        """Serve from a thread of its own, and know the port. Raises UserError for a port that is taken."""
+        """Serve from a thread of its own, and know the port. Raises UserError for a port that cannot be had."""
         started: Future[None] = Future()
         self._thread = threading.Thread(target=self._in_thread, args=(started,), daemon=True)
         self._thread.start()
@@ -75,7 +78,9 @@ class PolicyServer:
     def _in_thread(self, started: Future[None]) -> None:
         try:
             asyncio.run(self.run(lambda: started.set_result(None)))
-        except UserError as error:
+        except BaseException as error:
+            if started.done():
+                raise
             started.set_exception(error)
 
     async def run(self, ready: Callable[[], None] = lambda: None) -> None:
@@ -87,9 +92,10 @@ class PolicyServer:
         options = {"compression": None, "max_size": wire.MOST_BYTES, "process_request": _healthy}
         try:
             server = await serve(self._connection, self.host, self.port, **options)
-        except OSError as error:
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or error
             raise UserError(
-                f"Could not listen on {self.host}:{self.port} ({error.strerror}): choose another --port."
+                f"Could not listen on {self.host}:{self.port} ({reason}): choose another --port."
             ) from error
         async with server:
             self.port = next(iter(server.sockets)).getsockname()[1]

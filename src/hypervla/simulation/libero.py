@@ -6,7 +6,6 @@ the package: HYPERVLA_LIBERO_ASSETS names their folder. Conventions are those of
 
 from __future__ import annotations
 
-import atexit
 import json
 import logging
 import math
@@ -30,12 +29,15 @@ from jaxtyping import Float32, Float64, UInt8
 from hypervla.contracts import ActionChunk, Observation, Outcome, Situation, UserError
 from hypervla.embodiment import LIBERO_PANDA, Camera, Embodiment, Flip
 from hypervla.simulation.movables import Movables
+from hypervla.simulation.renderers import Renderers
 
 ASSETS = "HYPERVLA_LIBERO_ASSETS"
 STAND_INS = "STAND_INS.txt"
 """In a folder of assets: some of its pictures are plain ones in place of the originals."""
 CAMERAS = {"image": "agentview", "wrist_image": "robot0_eye_in_hand"}
 """LIBERO's cameras by the embodiment's."""
+STORED = 50
+"""Initial states of each task."""
 WAITING_STEPS = 10
 """What was put down comes to rest before the policy looks."""
 PUSHED = "push_the_plate_to_the_front_of_the_stove"
@@ -122,7 +124,8 @@ class LiberoEnvironment:
         self._states = stored_states(package / "init_files" / f"libero_{suite}" / f"{task}.pruned_init")
         self.simulator: Any = _make_simulator(package / "bddl_files" / f"libero_{suite}" / f"{task}.bddl")
         self._seen: Mapping[str, Any] = {}
-        self._renderers: dict[int, Any] = {}
+        sim = self.simulator.sim
+        self._renderers = Renderers(sim.model._model, sim.data._data)
         self.episode = 0
         """How many have begun."""
 
@@ -184,7 +187,7 @@ class LiberoEnvironment:
         return np.ascontiguousarray(self._picture(LIBERO_PANDA.cameras[0].name, size)[::-1])
 
     def close(self) -> None:
-        _close_all(self._renderers)
+        self._renderers.close()
         closing, self.simulator = self.simulator, None
         if closing is not None:
             closing.close()
@@ -208,22 +211,9 @@ class LiberoEnvironment:
     def _picture(self, camera: str, size: int) -> UInt8[np.ndarray, "size size 3"]:
         """As LIBERO delivers it, with its first row at the bottom, but without shadows and smoothed edges."""
         mujoco: Any = import_module("mujoco")  # its names are compiled: type checkers see none of them
-        sim = self.simulator.sim
-        if size not in self._renderers:
-            self._renderers[size] = mujoco.Renderer(sim.model._model, size, size)
-            atexit.register(_close_all, self._renderers)  # before MuJoCo's own exit, which takes EGL away
-        renderer = self._renderers[size]
         shown = mujoco.MjvOption()
         shown.geomgroup[0] = 0  # the shapes that touch; what is seen is in the next group
-        renderer.update_scene(sim.data._data, camera=CAMERAS[camera], scene_option=shown)
-        renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
-        renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
-        return renderer.render()[::-1]
-
-
-def _close_all(renderers: dict[int, Any]) -> None:
-    while renderers:
-        renderers.popitem()[1].close()
+        return self._renderers.draw(CAMERAS[camera], size, shown)[::-1]
 
 
 def axis_angle(quaternion: Float64[np.ndarray, "4"]) -> Float64[np.ndarray, "3"]:

@@ -6,8 +6,6 @@ image turned by 180 degrees, no multisampling, shadows or reflections (about fif
 
 from __future__ import annotations
 
-import atexit
-import difflib
 import os
 import tomllib
 import warnings
@@ -21,9 +19,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from hypervla.contracts import ActionChunk, Observation, Outcome, Situation, UserError
+from hypervla.contracts import ActionChunk, Observation, Outcome, Situation, UserError, unknown
 from hypervla.embodiment import METAWORLD_SAWYER
 from hypervla.simulation.movables import Movables
+from hypervla.simulation.renderers import Renderers
 
 CAMERA = "corner2"
 CAMERA_POSITION = (0.75, 0.075, 0.7)
@@ -87,14 +86,13 @@ class MetaworldEnvironment:
     def __init__(self, task: str, goal_visible: bool = True, scene: str | None = None) -> None:
         for name in (task, scene or task):
             if name not in tasks():
-                near = difflib.get_close_matches(name, tasks(), n=3) or list(tasks())
-                raise UserError(f"There is no Metaworld task '{name}'; did you mean {' or '.join(near)}?")
+                raise unknown(name, tasks(), "Metaworld task")
         self.task = task
         self.instructions: Sequence[str] = tasks()[task].train
         self.goal_visible = goal_visible
         self._own_scene = scene in (None, task)
         self._simulator = _make_simulator(scene or task)
-        self._renderers: dict[int, Any] = {}
+        self._renderers = Renderers(self._simulator.model, self._simulator.data)
         self._state = np.zeros(39)
 
     def reset(self, seed: int) -> None:
@@ -138,19 +136,10 @@ class MetaworldEnvironment:
 
     def render(self, size: int) -> UInt8[np.ndarray, "size size 3"]:
         """The whole camera view at size × size pixels, upright."""
-        mujoco: Any = import_module("mujoco")  # its names are compiled: type checkers see none of them
-        simulator = self._simulator
-        if size not in self._renderers:
-            self._renderers[size] = mujoco.Renderer(simulator.model, size, size)
-            atexit.register(_close_all, self._renderers)  # before MuJoCo's own exit, which takes EGL away
-        renderer = self._renderers[size]
-        renderer.update_scene(simulator.data, camera=CAMERA)
-        renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
-        renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
-        return np.ascontiguousarray(renderer.render()[::-1, ::-1])
+        return np.ascontiguousarray(self._renderers.draw(CAMERA, size)[::-1, ::-1])
 
     def close(self) -> None:
-        _close_all(self._renderers)
+        self._renderers.close()
         self._simulator.close()
 
     @cached_property
@@ -177,18 +166,13 @@ class MetaworldEnvironment:
 
     def _place_goal_marker(self) -> None:
         """Metaworld moves the marker only after the first step; the first image must show it too."""
-        mujoco: Any = import_module("mujoco")
+        mujoco: Any = import_module("mujoco")  # its names are compiled: type checkers see none of them
         simulator = self._simulator
         for name, position in simulator._target_site_config:
             simulator._set_pos_site(name, position)
             if not self.goal_visible:
                 simulator.model.site(name).rgba[3] = 0.0
         mujoco.mj_forward(simulator.model, simulator.data)
-
-
-def _close_all(renderers: dict[int, Any]) -> None:
-    while renderers:
-        renderers.popitem()[1].close()
 
 
 def _make_simulator(task: str) -> Any:

@@ -24,7 +24,7 @@ class Movables:
             name: _farthest(model, data, joint) for joint, name in names.items() if model.jnt_type[joint] == HINGE
         }
         self._fingers = tuple(frozenset(shapes) for shapes in fingers)
-        self._owner = _owners(model, {body: name for name, body in self._body.items()})
+        self._owner = owners(model, {body: name for name, body in self._body.items()})
 
     def places(self, data: Any) -> dict[str, Float64[np.ndarray, "3"]]:
         """Where each is: its origin, or of what turns the shape farthest from its axis."""
@@ -59,7 +59,7 @@ def _farthest(model: Any, data: Any, joint: int) -> int:
     return int(shapes[np.linalg.norm(arms, axis=1).argmax()])
 
 
-def _owners(model: Any, names: Mapping[int, str]) -> dict[int, str]:
+def owners(model: Any, names: Mapping[int, str]) -> dict[int, str]:
     """The thing that each shape is part of, by the shape's number."""
     owners = {}
     for shape, body in enumerate(model.geom_bodyid.tolist()):

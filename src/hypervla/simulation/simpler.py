@@ -42,6 +42,8 @@ class Task:
     instruction: str
     steps: int
     """Of a trial."""
+    scenes: int = 24
+    """On the benchmark's grid."""
 
 
 TASKS: Mapping[str, Task] = {
@@ -50,7 +52,7 @@ TASKS: Mapping[str, Task] = {
     "widowx-stack-cube": Task(
         "StackGreenCubeOnYellowCubeBakedTexInScene-v1", "stack the green block on the yellow block", 60
     ),
-    "widowx-eggplant-in-basket": Task("PutEggplantInBasketScene-v1", "put eggplant into yellow basket", 120),
+    "widowx-eggplant-in-basket": Task("PutEggplantInBasketScene-v1", "put eggplant into yellow basket", 120, 64),
 }
 
 

@@ -58,6 +58,11 @@ class Task:
     scenes: Sequence[Scene] = ()
     """The benchmark's, each of which it has in every colour; none where it only draws at random."""
 
+    @property
+    def grid(self) -> int:
+        """How many scenes that makes."""
+        return len(self.scenes) * len(COLOURS)
+
 
 CANS = [
     Scene((0.35, 0.20), things={"init_xy": [x, y]})
@@ -124,7 +129,7 @@ class SimplerGoogleEnvironment:
     @property
     def grid(self) -> int:
         """How many scenes the benchmark has."""
-        return len(self._scenes) * len(COLOURS)
+        return TASKS[self.task].grid
 
     def reset(self, seed: int) -> None:
         """Start an episode with the scene of this seed, built anew, as SIMPLER's scripts do for each trial."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 
-from hypervla.contracts import UserError
+from hypervla.contracts import unknown
 from hypervla.evaluation.suites import IN_SCENE_OF, MT10, suite
 from hypervla.studies.study import Column, Part, Pretraining, Study, System
 
@@ -76,14 +75,14 @@ def comparison() -> Study:
 
 
 def zero_shot() -> Study:
-    """HyperVLA's table 1: scenes, sentences, combinations and objects that no demonstration shows."""
+    """HyperVLA's table 1: scenes, sentences, combinations, places and objects that no demonstration is about."""
     others = tuple(name for name in suite("metaworld-shared-scene").tasks if len(set(name.split(IN_SCENE_OF))) == 2)
     objects = tuple(task for task in suite("libero-object").tasks if "milk" in task or "butter" in task)
     simpler = ("widowx-carrot-on-plate", "widowx-stack-cube")
     return _of(
         "zero-shot",
         ("mt10", "libero-object", "libero-spatial", "simpler-widowx"),
-        question="What of its training does a policy carry over to what no demonstration shows?",
+        question="What of its training does a policy carry over to what no demonstration is about?",
         systems=(
             System("HyperVLA", "small_hypervla"),
             System("base policy told the instruction", "small_monolithic"),
@@ -98,7 +97,7 @@ def zero_shot() -> Study:
                     Column("a task in another's scene", "metaworld-shared-scene", others, in_distribution=False),
                 ),
             ),
-            _partly("libero-object", "LIBERO-Object", "new objects", objects),
+            _partly("libero-object", "LIBERO-Object", "objects never asked for", objects),
             _partly("libero-spatial", "LIBERO-Spatial", "new places", suite("libero-spatial").tasks[:2]),
             _partly("simpler-widowx", "SIMPLER", "new object", ("widowx-spoon-on-towel",), simpler),
         ),
@@ -145,6 +144,5 @@ STUDIES: Mapping[str, Callable[[], Study]] = {
 def study(name: str) -> Study:
     """The study of that name. Raises UserError naming near matches."""
     if name not in STUDIES:
-        near = difflib.get_close_matches(name, STUDIES, n=2, cutoff=0.4) or list(STUDIES)
-        raise UserError(f"There is no study '{name}'; did you mean {' or '.join(near)}?")
+        raise unknown(name, STUDIES, "study")
     return STUDIES[name]()

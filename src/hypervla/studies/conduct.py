@@ -6,15 +6,18 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from hypervla.child import run_child
 from hypervla.contracts import UserError
 from hypervla.durable import write_atomically
 from hypervla.evaluation.results import Results
-from hypervla.studies.study import Budget, Cell, Column, Study, slug
+from hypervla.evaluation.suites import suite
+from hypervla.evaluation.trial import tickets
+from hypervla.studies.study import Budget, Cell, Column, Part, Study, System, slug
 from hypervla.training.metrics import processor_seconds, reports
 
 FOREVER = 1_000_000
@@ -24,22 +27,39 @@ Hypervla = Callable[[Sequence[str]], None]
 """Carries out a command of hypervla, given by the words behind that name. Raises SystemExit when it fails."""
 
 
+BUDGET = "budget.json"
+"""In a study's folder: what of its budget must stay the same."""
+
+
+def _known(out: Path) -> dict[str, Any] | None:
+    return json.loads((out / BUDGET).read_text()) if (out / BUDGET).is_file() else None
+
+
+def begun(study: Study, out: Path) -> tuple[Study, Budget]:
+    """The study in a folder, as it was begun there. Raises UserError where there is none of that name."""
+    found = _known(out)
+    if found is None or found["study"] != study.name:
+        raise UserError(f"{out} holds {'no study' if found is None else found['study']}, but {study.name} was wanted.")
+    budget = Budget(trials=found["trials"], minutes=found.get("minutes", Budget.minutes))
+    return replace(study, steps=found.get("steps")), budget
+
+
 @dataclass(frozen=True)
 class Conductor:
     """One study in one folder: OUT/PART/SYSTEM/seed-N holds a run, OUT/PART/SYSTEM/seed-N/COLUMN an evaluation."""
 
     study: Study
+    budget: Budget
     data: Path
     """Folder that holds the datasets by name."""
     out: Path
-    budget: Budget
     workers: int | None = None
     hypervla: Hypervla | None = None
     """Another way to carry out commands than in processes of their own."""
 
     def check(self, todo: Sequence[Cell]) -> None:
-        """Raises UserError where a dataset that these cells want is missing, or OUT holds a study of another kind or
-        budget."""
+        """Raises UserError where a dataset that these cells want is missing, a suite has not so many scenes, or OUT
+        holds a study of another kind or budget."""
         starts = [self.study.pretrainings.get(cell.system.start or "") for cell in todo]
         names = [*(cell.part.data for cell in todo), *(start.data for start in starts if start)]
         for name in dict.fromkeys(name for several in names for name in several):
@@ -48,13 +68,15 @@ class Conductor:
                     f"The study wants the dataset {self.data / name}, which is not there; record it: "
                     f"{self.study.recordings[name]} --out {self.data / name}"
                 )
+        for cell in todo:
+            for column in cell.part.columns:
+                tickets(suite(column.suite), trials=self.budget.trials, seed=0, instructions="canonical")
         asked = {"study": self.study.name, "trials": self.budget.trials}
         asked |= {"steps": self.study.steps} if self.study.steps else {"minutes": self.budget.minutes}
-        path = self.out / "budget.json"
-        if path.is_file() and (found := json.loads(path.read_text())) != asked:
+        if (found := _known(self.out)) not in (None, asked):
             raise UserError(f"{self.out} holds a study of another budget, {found}: choose another --out.")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, (json.dumps(asked) + "\n").encode())
+        self.out.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.out / BUDGET, (json.dumps(asked) + "\n").encode())
 
     def make(self, cell: Cell) -> None:
         """Train and judge, unless that is done."""
@@ -65,6 +87,11 @@ class Conductor:
         for column in cell.part.columns:
             if not self.judged(cell, column):
                 self._run(self._evaluation(run, column))
+
+    def seeds(self, part: Part, system: System) -> list[int]:
+        """Training seeds of which there is something."""
+        folders = (self.out / Cell(part, system, 0).folder).parent.glob("seed-*")
+        return sorted(int(folder.name.removeprefix("seed-")) for folder in folders)
 
     def judged(self, cell: Cell, column: Column) -> bool:
         return (self.out / cell.folder / slug(column.name) / "results.json").is_file()

@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hypervla.durable import write_atomically
-from hypervla.evaluation.intervals import Rate
+from hypervla.evaluation.intervals import Estimate, Rate
 
 MOST_ACROSS = 3
 """Panels beside each other."""
 FIRST, OTHER, LINE = "#2b5797", "#9db4d3", "#555555"
 
 
-def draw(systems: Sequence[str], columns: Mapping[str, Sequence[Rate]], path: Path) -> None:
-    """Write a PNG of each column's rates with their intervals, system by system; a rate of no trials is left out."""
+def draw(systems: Sequence[str], columns: Mapping[str, Sequence[Rate | Estimate | None]], path: Path) -> None:
+    """Write a PNG of each column's values with their intervals, system by system; None is left out."""
     from matplotlib.figure import Figure
 
     across = min(MOST_ACROSS, len(columns))
@@ -23,12 +23,17 @@ def draw(systems: Sequence[str], columns: Mapping[str, Sequence[Rate]], path: Pa
     size = (2 + 3 * across, down * (0.8 + 0.32 * len(systems)))
     figure = Figure(size, dpi=130, layout="constrained")
     panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).flat
-    for panel, (name, rates) in zip(panels, columns.items(), strict=False):
-        there = [place for place, rate in enumerate(rates) if rate.trials]
-        shown = [rates[place] for place in there]
-        ends = [[r.mean - r.interval.low for r in shown], [r.interval.high - r.mean for r in shown]]
-        colours = [OTHER if place else FIRST for place in there]
-        panel.barh(there, [r.mean for r in shown], 0.6, xerr=ends, color=colours, ecolor=LINE)
+    for panel, (name, values) in zip(panels, columns.items(), strict=False):
+        shown = {place: value for place, value in enumerate(values) if value is not None}
+        ends = [(value.mean - value.interval.low, value.interval.high - value.mean) for value in shown.values()]
+        panel.barh(
+            list(shown),
+            [value.mean for value in shown.values()],
+            0.6,
+            xerr=list(zip(*ends, strict=True)) or None,
+            color=[OTHER if place else FIRST for place in shown],
+            ecolor=LINE,
+        )
         panel.set_title(name, fontsize="medium")
         panel.set_yticks(range(len(systems)), systems)
         panel.set_ylim(len(systems) - 0.5, -0.5)

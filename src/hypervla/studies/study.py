@@ -72,7 +72,7 @@ class Study:
 
 @dataclass(frozen=True)
 class Budget:
-    """What a study may cost. Everything but `seeds` and `only` must stay the same while it goes on."""
+    """What a study may cost. Everything but `seeds` must stay the same while it goes on."""
 
     minutes: float = 40.0
     """Of one core, for each training run of a study without steps."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -12,7 +10,7 @@ from typing import Any
 
 from hypervla.benchmark.counts import describe
 from hypervla.durable import write_atomically
-from hypervla.evaluation.intervals import PairedDifference, Rate
+from hypervla.evaluation.intervals import Estimate, PairedDifference, Rate, points
 from hypervla.evaluation.report import percent, span
 from hypervla.evaluation.results import Results, paired
 from hypervla.studies.conduct import Conductor
@@ -23,42 +21,40 @@ from hypervla.training.recipes import RECIPES
 
 @dataclass(frozen=True)
 class Entry:
-    """One system in one column, over all training seeds that have come so far."""
+    """One system in one column, as far as it has come."""
 
-    seeds: tuple[Results, ...]
-
-    @property
-    def rate(self) -> Rate:
-        """Of all trials together."""
-        return Rate(sum(r.overall.successes for r in self.seeds), sum(r.overall.trials for r in self.seeds))
+    seeds: Mapping[int, Results]
+    """By training seed."""
 
     @property
-    def standard_error(self) -> float:
-        """Of the mean over training seeds; NaN for fewer than two."""
-        means = [results.overall.mean for results in self.seeds]
-        return statistics.stdev(means) / math.sqrt(len(means)) if len(means) > 1 else math.nan
+    def value(self) -> Rate | Estimate | None:
+        """Of one run its trials' rate; of several the runs' mean, since they share their scenes; None of none."""
+        rates = [results.overall for results in self.seeds.values()]
+        if len(rates) > 1:
+            return Estimate(tuple(rate.mean for rate in rates), least=0.0)
+        return rates[0] if rates else None
 
-    def against(self, other: Entry) -> PairedDifference | None:
-        """This minus the other on the scenes of the seeds that both have; None without any."""
-        both = [paired(before, after) for before, after in zip(other.seeds, self.seeds, strict=False)]
-        if not both:
-            return None
-        return PairedDifference(
-            sum(one.pairs for one in both), sum(one.gained for one in both), sum(one.lost for one in both)
-        )
+    def against(self, other: Entry) -> PairedDifference | Estimate | None:
+        """This minus the other, scene by scene, of the seeds that both have; None where there is no such seed."""
+        both = sorted(self.seeds.keys() & other.seeds.keys())
+        found = [paired(other.seeds[seed], self.seeds[seed]) for seed in both]
+        if len(found) > 1:
+            return Estimate(tuple(change.mean for change in found))
+        return found[0] if found else None
 
     def __str__(self) -> str:
-        if not self.seeds:
+        value = self.value
+        if value is None:
             return "–"
-        if len(self.seeds) == 1:
-            return f"{percent(self.rate.mean)} ({span(self.rate.interval)})"
-        return f"{percent(self.rate.mean)} ± {100 * self.standard_error:.1f} ({span(self.rate.interval)})"
+        error = f" ± {100 * value.standard_error:.1f}" if isinstance(value, Estimate) else ""
+        return f"{percent(value.mean)}{error} ({span(value.interval)})"
 
 
 def entry(conductor: Conductor, part: Part, system: System, column: Column) -> Entry:
     """What has come of this system in this column."""
-    found = [conductor.results(Cell(part, system, seed), column) for seed in range(conductor.budget.seeds)]
-    return Entry(tuple(results for results in found if results is not None))
+    cells = [Cell(part, system, seed) for seed in conductor.seeds(part, system)]
+    found = {cell.seed: conductor.results(cell, column) for cell in cells}
+    return Entry({seed: results for seed, results in found.items() if results is not None})
 
 
 def columns(study: Study) -> Iterator[tuple[Part, Column]]:
@@ -104,10 +100,9 @@ def activated(recipe: str) -> int:
     return describe(RECIPES[recipe]().model)["activated"]
 
 
-def difference(change: PairedDifference) -> str:
+def difference(change: PairedDifference | Estimate) -> str:
     """ "+3.1 (−1.0 to +7.2)", in points."""
-    low, high = 100 * change.interval.low, 100 * change.interval.high
-    return f"{100 * change.mean:+.1f} ({low:+.1f} to {high:+.1f})".replace("-", "−")
+    return f"{points(change.mean)} ({points(change.interval.low)} to {points(change.interval.high)})"
 
 
 def markdown(conductor: Conductor, found: Entries) -> str:
@@ -119,14 +114,15 @@ def markdown(conductor: Conductor, found: Entries) -> str:
         "",
         study.question,
         "",
-        f"Each run: {length}. {budget.trials} trials of each task. In brackets 95 % intervals (Wilson; Agresti and Min "
-        "for differences on the same scenes); ± is the standard error over training seeds.",
+        f"Each run: {length}. {budget.trials} trials of each task. In brackets 95 % intervals: of one run over its "
+        "trials (Wilson; Agresti and Min for differences on the same scenes), of several over the runs (Student), with "
+        "their standard error after ±.",
         "",
     ]
     head, *body = rows(study, found)
     for row in (head, ["---"] * len(head), *body):
         text.append("| " + " | ".join(row) + " |")
-    scenes = {r.conditions.scene for one in found.values() for r in one.seeds if r.conditions.scene}
+    scenes = {r.conditions.scene for one in found.values() for r in one.seeds.values() if r.conditions.scene}
     return "\n".join([*text, "", *(f"- {scene}" for scene in sorted(scenes)), ""])
 
 
@@ -135,7 +131,7 @@ def to_json(conductor: Conductor) -> dict[str, Any]:
     study, found = conductor.study, []
     for part in study.parts:
         for system in study.systems:
-            for seed in range(conductor.budget.seeds):
+            for seed in conductor.seeds(part, system):
                 cell = Cell(part, system, seed)
                 judged = {column.name: _brief(conductor.results(cell, column)) for column in part.columns}
                 if judged := {name: brief for name, brief in judged.items() if brief}:
@@ -147,10 +143,11 @@ def to_json(conductor: Conductor) -> dict[str, Any]:
 def save(conductor: Conductor) -> Entries:
     """Write OUT/study.md, OUT/study.json and OUT/study.png as far as the study has come, and say how far that is."""
     found, study = entries(conductor), conductor.study
-    rates = {
-        title(column): [found[part, system, column].rate for system in study.systems] for part, column in columns(study)
+    values = {
+        title(column): [found[part, system, column].value for system in study.systems]
+        for part, column in columns(study)
     }
-    draw([system.name for system in study.systems], rates, conductor.out / "study.png")
+    draw([system.name for system in study.systems], values, conductor.out / "study.png")
     write_atomically(conductor.out / "study.md", markdown(conductor, found).encode())
     write_atomically(conductor.out / "study.json", (json.dumps(to_json(conductor)) + "\n").encode())
     return found

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from hypervla.contracts import UserError
+from hypervla.contracts import unknown
 from hypervla.data.augment import OCTO
 from hypervla.data.stream import Sampling
 from hypervla.embodiment import LIBERO_PANDA, METAWORLD_SAWYER, WIDOWX, Embodiment
@@ -154,6 +153,5 @@ RECIPES: Mapping[str, Callable[..., Recipe]] = {
 def recipe(name: str, robot: Embodiment | None = None) -> Recipe:
     """The recipe of that name, for a robot (or the one it was made for). Raises UserError naming near matches."""
     if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, n=3, cutoff=0.4) or list(RECIPES)
-        raise UserError(f"There is no recipe '{name}'; did you mean {' or '.join(near)}?")
+        raise unknown(name, RECIPES, "recipe")
     return RECIPES[name]() if robot is None else RECIPES[name](robot)

@@ -11,9 +11,8 @@ from jaxtyping import Float32, Float64
 
 from hypervla.simulation.demonstrators.aim import Pose, Rotation, Vector
 from hypervla.simulation.libero import LiberoEnvironment
+from hypervla.simulation.movables import HINGE, owners
 
-HINGE = 3
-"""MuJoCo's number for a joint that turns."""
 IN_DRAWER = 0.028
 """Metres from a drawer's middle towards its front to where things are put: clear of the handles above."""
 IN_MICROWAVE = np.array([-0.03, -0.02, -0.06])
@@ -266,22 +265,18 @@ class Scene:
     def _joint_shapes(self, name: str) -> list[int]:
         """The shapes that move with a joint."""
         body = int(self._model.jnt_bodyid[self._joint_number(name)])
-        return [geom for geom in range(self._model.ngeom) if self._touches(geom, body)]
+        return [shape for shape, of in enumerate(self._model.geom_bodyid) if of == body and self._touches(shape)]
 
-    def _touches(self, geom: int, body: int) -> bool:
-        model = self._model
-        return bool(model.geom_bodyid[geom] == body and (model.geom_contype[geom] or model.geom_conaffinity[geom]))
+    def _touches(self, shape: int) -> bool:
+        """Whether it is there for more than to be seen."""
+        return bool(self._model.geom_contype[shape] or self._model.geom_conaffinity[shape])
 
     @cached_property
     def _shapes(self) -> dict[str, list[int]]:
         """The shapes of each thing that touch others, by number in MuJoCo's model."""
-        model, found = self._model, {}
-        roots = {body: thing for thing, body in self._task.obj_body_id.items()}
-        found = {thing: [] for thing in roots.values()}
-        for geom in range(model.ngeom):
-            body = int(model.geom_bodyid[geom])
-            while body and body not in roots:
-                body = int(model.body_parentid[body])
-            if body and (model.geom_contype[geom] or model.geom_conaffinity[geom]):
-                found[roots[body]].append(geom)
+        things = self._task.obj_body_id
+        found: dict[str, list[int]] = {thing: [] for thing in things}
+        for shape, thing in owners(self._model, {body: thing for thing, body in things.items()}).items():
+            if self._touches(shape):
+                found[thing].append(shape)
         return found

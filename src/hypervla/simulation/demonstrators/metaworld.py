@@ -36,7 +36,7 @@ class ScriptedExpert:
         return action
 
 
-def make(task: str) -> tuple[MetaworldEnvironment, ScriptedExpert]:
+def make(task: str, goal_visible: bool = True) -> tuple[MetaworldEnvironment, ScriptedExpert]:
     """An environment for the task and the expert that solves it."""
-    environment = MetaworldEnvironment(task)
+    environment = MetaworldEnvironment(task, goal_visible)
     return environment, ScriptedExpert(environment)
