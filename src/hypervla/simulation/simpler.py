@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -197,7 +198,8 @@ def _make_simulator(identifier: str, assets: Path) -> Any:
     bridge: Any = import_module("mani_skill.envs.tasks.digital_twins.bridge_dataset_eval.base_env")
     for robot in (bridge.WidowX250SBridgeDatasetFlatTable, bridge.WidowX250SBridgeDatasetSink):
         robot.disable_self_collisions = True  # its fingers overlap the bar they slide on, and would be stuck
-    logging.getLogger("mani_skill").setLevel(logging.ERROR)
+    import_module("mani_skill").logger.setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"mani_skill\.")
     try:
         made = gymnasium.make(
             identifier, obs_mode="rgb+segmentation", sim_backend="physx_cpu", render_backend="cpu", num_envs=1
