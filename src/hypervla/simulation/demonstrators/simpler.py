@@ -17,6 +17,9 @@ from hypervla.simulation.simpler import SimplerEnvironment
 
 STEP, TURN = 0.05, 0.25
 """Metres and radians of one action at most: the embodiment's limits."""
+LEAST_TURN = -3 * np.pi / 4
+"""Radians that the hand turns by at least, to lie across something long. What lies at a right angle, as half of the
+benchmark's things do, is always turned to in the same direction: demonstrations that go either way teach neither."""
 HOVER, CARRYING = 0.08, 0.1
 """Metres above a grasp before it, and above the target on the way."""
 LIFTING = 0.02
@@ -120,9 +123,10 @@ class SimplerExpert:
         axes = self._source.pose.to_transformation_matrix()[0, :3, :3].cpu().numpy() * sides
         flat = np.linalg.norm(axes[:2], axis=0)
         long = axes[:2, int(flat.argmax())]
-        period = np.pi / 2 if np.ptp(np.sort(flat)[-2:]) < 0.005 else np.pi
+        square = np.ptp(np.sort(flat)[-2:]) < 0.005
+        least, period = (-np.pi / 4, np.pi / 2) if square else (LEAST_TURN, np.pi)
         angle = np.arctan2(long[0], -long[1]) - self._turned()
-        return self._straight((angle + period / 2) % period - period / 2)
+        return self._straight(least + (angle - least) % period)
 
     def _straight(self, turn: float = 0.0) -> Rotation:
         """The hand pointing straight down, turned about the vertical by so many radians from how it is now."""
