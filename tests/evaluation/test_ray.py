@@ -120,7 +120,7 @@ def test_a_machine_without_hypervla_is_refused(cluster, tmp_path: Path, monkeypa
     ("change", "error", "says"),
     [
         ({"load": refuse_to_load}, UserError, "no checkpoint called point"),
-        ({"load": die_loading}, RuntimeError, "While loading the checkpoint, the worker died"),
+        ({"load": die_loading}, UserError, "While loading the checkpoint, the worker died"),
         ({"workers": 3}, UserError, "has 2 cores, but 3 workers were asked for"),
         ({"device": "cuda"}, UserError, "has 0 cores beside a GPU, but 1 workers"),
         ({"device": "cuda:1"}, UserError, "Ray chooses the GPU"),

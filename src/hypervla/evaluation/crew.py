@@ -48,7 +48,8 @@ class Worker(ABC):
             self.alive = False
             if self.ticket is None:
                 raise UserError(
-                    f"While loading the checkpoint, {death}: is there memory for so many workers? Ask for fewer."
+                    f"While loading the checkpoint, {str(death).rstrip('.')}. Is there memory for so many workers? "
+                    "Ask for fewer."
                 ) from death
             return Made(self.ticket.record(started=self.since, error=str(death)), None)
         if isinstance(message, Refusal):
