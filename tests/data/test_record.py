@@ -211,7 +211,7 @@ from hypervla.data.record import record
 def make(task):
     world, expert = make_point_world(task)
     observe = world.observe
-    world.observe = lambda: (time.sleep(0.02), observe())[1]
+    world.observe = lambda: (time.sleep(0.05), observe())[1]
     return world, expert
 
 if __name__ == "__main__":
