@@ -40,6 +40,17 @@ def test_a_hand_goes_until_it_is_there_and_turned_or_for_so_many_steps_and_rests
     assert len(list(going(over=lambda: True))) == 1
 
 
+def test_a_hand_that_comes_no_nearer_is_as_near_as_it_gets() -> None:
+    now = [Pose(np.zeros(3), np.eye(3))]
+    wanted = Pose(np.array([1.0, 0, 0]), np.eye(3))
+    steps = [0.0, 0.3, 0.6, 0.8, 0.81, 0.812, 0.812, 0.812]
+    asked = 0
+    for _ in go(lambda: now[0], lambda: wanted, False, near=0.1, aligned=0.1, limit=50, patience=3):
+        asked += 1
+        now[0] = Pose(np.array([steps[min(asked, len(steps) - 1)], 0, 0]), np.eye(3))
+    assert asked == 7, "three that brought it nearer, the one that shows it did not, two more, and one to rest"
+
+
 def test_what_slipped_is_carried_no_further() -> None:
     aims = [Aim(Pose(np.full(3, float(i)), np.eye(3)), True) for i in range(4)]
     slipped = iter([False, False, True])

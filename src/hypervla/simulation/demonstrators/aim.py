@@ -29,6 +29,10 @@ class Aim:
     closed: bool
 
 
+CLOSER = 0.1
+"""Of what is near or aligned: a hand has come nearer."""
+
+
 def go(
     hand: Callable[[], Pose],
     wanted: Callable[[], Pose],
@@ -38,13 +42,19 @@ def go(
     aligned: float,
     limit: int,
     over: Callable[[], bool] = lambda: False,
+    patience: int | None = None,
 ) -> Iterator[Aim]:
     """To a pose that may move, until the hand is there (in metres and radians), or something else is over, or for so
-    many steps; and one step more, in which it comes to rest."""
+    many steps, or until it has come no nearer for as many as `patience`; and one step more, in which it comes to
+    rest."""
+    nearest, waited = np.inf, 0
     for _ in range(limit):
         pose, now = wanted(), hand()
-        turned = float(np.linalg.norm(rotation_left(now.rotation, pose.rotation)))
-        if over() or (np.linalg.norm(pose.place - now.place) < near and turned < aligned):
+        away = float(np.linalg.norm(pose.place - now.place)) / near if near else np.inf
+        turned = float(np.linalg.norm(rotation_left(now.rotation, pose.rotation))) / aligned
+        waited = 0 if max(away, turned) < nearest - CLOSER else waited + 1
+        nearest = min(nearest, max(away, turned))
+        if over() or nearest < 1 or waited == patience:
             break
         yield Aim(pose, closed)
     yield Aim(wanted(), closed)

@@ -17,6 +17,8 @@ BREADTH = 0.08
 """Metres from the middle of the open hand to what it can touch on its way."""
 CLOSING, OPENING = 11, 15
 """Steps that fingers take at least."""
+PATIENCE = 3
+"""Steps in which a hand comes no nearer, after which it is where it can be."""
 STILL = 0.0005
 """Metres that a finger moves in a step when it has met something."""
 
@@ -50,6 +52,11 @@ class Hand:
         """To a pose that may move, until it is there, or something else is over, or for so many steps."""
         return go(self.scene.hand, pose, closed, near=near, aligned=ALIGNED, limit=limit, over=over)
 
+    def reach(self, pose: Callable[[], Pose], near: float, closed: bool = False, limit: int = 25) -> Iterator[Aim]:
+        """To a pose, as near as the arm brings it: it does not overcome its own weight and friction for less than a
+        centimetre, and a demonstration of waiting teaches to wait."""
+        return go(self.scene.hand, pose, closed, near=near, aligned=ALIGNED, limit=limit, patience=PATIENCE)
+
     def travel(self, pose: Pose, closed: bool = False) -> Iterator[Aim]:
         """Above everything on the way to a pose, and down to it."""
 
@@ -65,7 +72,7 @@ class Hand:
             return bool(np.linalg.norm((self.scene.hand().place - pose.place)[:2]) < 2 * NEAR)
 
         yield from self.go(on_the_way, closed, limit=50, over=above)
-        yield from self.go(lambda: pose, closed, near=2 * NEAR)
+        yield from self.reach(lambda: pose, 2 * NEAR, closed)
 
     def grip(self, pose: Callable[[], Pose]) -> Iterator[Aim]:
         """Closes the fingers until they stand still."""

@@ -71,7 +71,7 @@ class PickAndPlace:
             return bool(np.linalg.norm((scene.place(self.target, thing) - scene.at(thing))[:2]) < NEAR)
 
         yield from hand.travel(grasping(HOVER))
-        yield from hand.go(grasping, False, near=NEAR / 2)
+        yield from hand.reach(grasping, NEAR / 2)
         yield from hand.grip(grasping)
         height = self._carrying_height(scene)
         free = scene.hand().place + scene.way_from_under(thing)
@@ -121,7 +121,7 @@ class Insert:
             return Pose(place, rotation)
 
         yield from hand.travel(handle(HOVER))
-        yield from hand.go(handle, False, near=NEAR / 2)
+        yield from hand.reach(handle, NEAR / 2)
         yield from hand.grip(handle)
         start = scene.hand().place
         lifted = Pose(np.array([*start[:2], start[2] + 0.1]), rotation)
@@ -153,7 +153,7 @@ class Pull:
             return Pose(scene.handle(self.drawer).middle + before * out, rotation)
 
         yield from hand.travel(handle(HOVER))
-        yield from hand.go(handle, False, near=NEAR / 2, limit=40)
+        yield from hand.reach(handle, NEAR / 2, limit=40)
         yield from hand.grip(handle)
         yield from hand.go(lambda: handle(AHEAD), True, limit=60, over=lambda: scene.holds(["open", self.drawer]))
         yield from hand.let_go(0.02 * out)
@@ -203,7 +203,7 @@ class TurnKnob:
         before, around = Pose(place, rotation), Pose(place, about(UP, TURNING) @ rotation)
 
         yield from hand.travel(Pose(place + HOVER * UP, rotation))
-        yield from hand.go(lambda: before, False, near=NEAR / 2)
+        yield from hand.reach(lambda: before, NEAR / 2)
         yield from hand.grip(lambda: before)
         yield from hand.go(lambda: around, True, limit=60, over=lambda: scene.holds(["turnon", self.fixture]))
         yield from hand.let_go(RISE)
@@ -232,7 +232,7 @@ class Push:
             return bool(np.linalg.norm((end - scene.at(thing))[:2]) < NEAR)
 
         yield from hand.travel(rim(HOVER))
-        yield from hand.go(rim, False, near=NEAR / 2)
+        yield from hand.reach(rim, NEAR / 2)
         yield from hand.grip(rim)
         for end in self._legs(scene):
             yield from hand.go(partial(pushed, end), True, near=0.0, limit=80, over=partial(is_at, end))
