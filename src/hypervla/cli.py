@@ -146,10 +146,9 @@ def act(
     from hypervla.evaluation import rollout
     from hypervla.evaluation.suites import suite as find_suite
     from hypervla.runtime.execution import execution_mode
-    from hypervla.simulation.homes import is_home
 
     found = find_suite(suite).only([task])
-    if found.needs is not None and not is_home(found.needs):
+    if found.is_away:
         raise UserError(
             f"'{suite}' goes on in an environment of its own, where act does not follow: hypervla eval films the first "
             "trial of each task there."

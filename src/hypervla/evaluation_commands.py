@@ -94,7 +94,6 @@ def record(
     from hypervla.evaluation.suites import RECORDING_SEEDS
     from hypervla.evaluation.suites import suite as find_suite
     from hypervla.runtime.provenance import command
-    from hypervla.simulation.homes import is_home
 
     if seed not in RECORDING_SEEDS:
         raise UserError(
@@ -103,15 +102,15 @@ def record(
         )
     found = find_suite(suite or "metaworld-mt50")
     chosen = found.only(tasks).tasks if tasks else found.tasks
-    if found.needs is not None and not is_home(found.needs):
+    if found.is_away:
         given = {"out": out, "suite": found.name, "noise": noise, "seed": seed, "workers": workers}
         words = ["record", *_words({**given, "max-steps": max_steps}), *flags("--task", tasks)]
         words += ["--episodes", *map(str, episodes)]
         if driver is None:
-            run_away(found.needs, words)
+            run_away(str(found.needs), words)
             return
         with _served(found, driver) as address:
-            run_away(found.needs, [*words, "--driver", address])
+            run_away(str(found.needs), [*words, "--driver", address])
         return
     if found.make is None:
         raise UserError(f"Nobody demonstrates suite '{found.name}'.")
@@ -166,11 +165,10 @@ def evaluate(
     """
     from hypervla.evaluation.expert import EXPERT
     from hypervla.evaluation.suites import suite as find_suite
-    from hypervla.simulation.homes import is_home
 
     _check_subject(checkpoint, server, device, engine)
     found = find_suite(suite).only(tasks) if tasks else find_suite(suite)
-    if found.needs is not None and not is_home(found.needs):
+    if found.is_away:
         given = {"suite": suite, "trials": trials, "seed": seed, "execution": execution, "out": out}
         words = _words({**given, "workers": workers, "against": against})
         words += [*flags("--task", tasks), *(["--held-out-instructions"] if held_out_instructions else [])]

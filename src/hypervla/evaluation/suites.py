@@ -64,6 +64,13 @@ class Suite:
                 raise unknown(task, self.tasks, f"task of suite {self.name} called")
         return replace(self, tasks=tuple(task for task in self.tasks if task in tasks))
 
+    @property
+    def is_away(self) -> bool:
+        """Whether its simulator is in an environment of its own, and not in this one."""
+        from hypervla.simulation.homes import is_home
+
+        return not is_home(self.needs)
+
     def steps_of(self, task: str) -> int:
         """Steps of a trial at most."""
         return self.task_steps.get(task, self.max_steps)
