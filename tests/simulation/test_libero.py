@@ -164,6 +164,19 @@ def test_seeds_go_around_the_stored_states(opened: Open) -> None:
     assert np.abs(scenes[0] - scenes[1]).max() > 0.005
 
 
+@pytest.mark.parametrize("number", [4, 6, 7, 9])
+def test_what_a_scene_begins_with_is_where_its_description_says(opened: Open, number: int) -> None:
+    environment = opened("spatial", number)
+    task = environment.simulator.env
+    begun = [row for row in task.parsed_problem["initial_state"] if row[0] in ("on", "in")]
+    on_fixtures = [row for row in begun if row[-1].startswith(("wooden_cabinet_1", "flat_stove_1"))]
+    assert on_fixtures
+    for seed in (0, 1, 2, STORED):
+        environment.reset(seed)
+        for row in on_fixtures:
+            assert task._eval_predicate(row), f"seed {seed}: {row}"
+
+
 def test_pictures_come_upside_down_and_are_turned_upright_and_mirrored(opened: Open) -> None:
     environment = opened("object", 0)
     environment.reset(STORED)

@@ -134,6 +134,7 @@ class LiberoEnvironment:
         self.episode += 1
         stored = seed >= self._stored_from
         self.simulator.seed(FIXTURES if stored else seed)
+        self._put_fixtures_back()
         self.simulator.reset()
         gripper = self.simulator.robots[0].gripper
         gripper.current_action = np.zeros_like(gripper.current_action)  # which robosuite keeps from the last episode
@@ -202,6 +203,13 @@ class LiberoEnvironment:
             [model.geom(name).id for name in gripper.important_geoms[f"{side}_finger"]] for side in ("left", "right")
         )
         return Movables(model, sim.data._data, names, (left, right))
+
+    def _put_fixtures_back(self) -> None:
+        """To where a model that was just made has them: LIBERO measures from there what it puts on and into them."""
+        model = self.simulator.sim.model
+        for fixture in self.simulator.env.fixtures_dict.values():
+            body = model.body_name2id(fixture.root_body)
+            model.body_pos[body], model.body_quat[body] = (0, 0, 0), (1, 0, 0, 0)
 
     def _step(self, action: np.ndarray) -> bool:
         """One control step; whether the task is done."""
