@@ -4,6 +4,7 @@
 # make bench-data   how fast data is read, beside lerobot's own loader
 # make env-libero   an environment of its own for LIBERO, to record and evaluate in
 # make env-simpler  the same for SIMPLER's WidowX tasks
+# make test-simpler their tests, where Vulkan and SIMPLER's assets are (docs/guide.md)
 # make fuzz-data    2,000 damaged datasets for each reader
 #
 # PYTHON=python3.12                                          another interpreter (3.11 or newer)
@@ -22,7 +23,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check
 DEBIAN_PACKAGES := libegl1 libegl-mesa0 libgl1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench-data fuzz-data lint venv oracles env-libero env-simpler renderer clean
+.PHONY: help demo test test-simpler bench-data fuzz-data lint venv oracles env-libero env-simpler renderer clean
 
 help:
 	@sed -n '/^PYTHON/q; s/^# //p' Makefile
@@ -36,6 +37,10 @@ test: venv renderer oracles env-libero
 	$(BIN)/python -m pytest -m "not traced" --jaxtyping-packages=hypervla,beartype.beartype
 	$(BIN)/python -m pytest -m traced || [ $$? -eq 5 ]
 	$(LIBERO)/bin/python -m pytest tests/simulation/test_libero.py tests/simulation/test_libero_demos.py
+
+# Not part of `make test`: it takes a Vulkan of Mesa 25 or a GPU to draw.
+test-simpler: env-simpler
+	$(SIMPLER)/bin/python -m pytest tests/simulation/test_simpler.py
 
 # How fast data is read beside lerobot's own loader, and whether memory grows: about fifteen minutes.
 bench-data: venv renderer oracles

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 from rich.console import Console
@@ -31,6 +32,11 @@ def trial_progress(console: Console) -> Iterator[Callable[[Trial, int, int], Non
             progress.update(bar, completed=done, total=total, description=f"{trial.task}: {ending}")
 
         yield on_trial
+
+
+def say_kept(console: Console, out: Path, kept: int, total: int) -> None:
+    """Before an evaluation goes on: of which trials nothing will be made again."""
+    console.print(f"{kept} of {total} trials are kept from before in {out}; for new ones choose another --out.")
 
 
 def dataset_summary(reader: EpisodeReader) -> str:

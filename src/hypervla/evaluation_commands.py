@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -135,7 +136,7 @@ def evaluate(
     *,
     suite: str,
     tasks: Tasks = (),
-    trials: int = 10,
+    trials: int | None = None,
     seed: int = 0,
     workers: int | None = None,
     out: Out = Path("runs/eval"),
@@ -155,7 +156,7 @@ def evaluate(
         checkpoint: Folder of a checkpoint, or the name of a shipped one; "expert" is the suite's demonstrator.
         suite: Name of the suite.
         tasks: Only this task of the suite.
-        trials: Attempts at each task.
+        trials: Attempts at each task; as many as the suite's protocol has when not given.
         seed: First scene of each task.
         workers: Processes that simulate; one for each core (with --ray of the cluster) when not given.
         out: Folder for the report.
@@ -168,6 +169,7 @@ def evaluate(
 
     _check_subject(checkpoint, server, device, engine)
     found = find_suite(suite).only(tasks) if tasks else find_suite(suite)
+    trials = found.trials if trials is None else trials
     if found.is_away:
         given = {"suite": suite, "trials": trials, "seed": seed, "execution": execution, "out": out}
         words = _words({**given, "workers": workers, "against": against})
@@ -177,7 +179,7 @@ def evaluate(
     from rich.console import Console
 
     from hypervla.arguments import check_device, find_checkpoint
-    from hypervla.display import trial_progress
+    from hypervla.display import say_kept, trial_progress
     from hypervla.evaluation import rollout
     from hypervla.evaluation.results import Results
     from hypervla.runtime.execution import execution_mode
@@ -199,6 +201,7 @@ def evaluate(
             engine=engine,
             ray=ray,
             on_trial=on_trial,
+            on_kept=partial(say_kept, console, out),
         )
     _show(results, before, against, out, console)
 

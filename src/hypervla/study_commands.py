@@ -107,10 +107,13 @@ def _show(conductor: Conductor) -> None:
 
     from hypervla.studies import table
 
-    head, *body = table.rows(conductor.study, table.save(conductor))
+    found = table.save(conductor)
+    head, *body = table.rows(conductor.study, found)
     page = Table(*head, title=conductor.study.question)
     for row in body:
         page.add_row(*row)
     console = Console()
     console.print(page)
+    for note in table.notes(conductor.study, found):
+        console.print(note, soft_wrap=True, highlight=False)
     console.print(f"The table is in {conductor.out / 'study.md'}", soft_wrap=True)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from hypervla.contracts import UserError
-from hypervla.evaluation.results import Conditions, Journal, Results, Trial, TrialRecord, paired
+from hypervla.evaluation.journal import Journal
+from hypervla.evaluation.results import Conditions, Results, Trial, TrialRecord, paired
 
 CONDITIONS = Conditions(
     suite="point",

@@ -28,7 +28,8 @@ from tests.fakes import POINT, PointWorld
 from hypervla.contracts import UserError
 from hypervla.embodiment import METAWORLD_SAWYER
 from hypervla.evaluation.film import load_filmstrips
-from hypervla.evaluation.results import Conditions, Journal, Results
+from hypervla.evaluation.journal import Journal
+from hypervla.evaluation.results import Conditions, Results
 from hypervla.evaluation.rollout import act, evaluate
 from hypervla.evaluation.smoothness import smoothness
 from hypervla.evaluation.suites import Suite

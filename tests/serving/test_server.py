@@ -24,9 +24,10 @@ from tests.conformance.policy import check_policy
 from tests.evaluation.point_suite import point_suite
 from tests.fakes import POINT
 from websockets.sync.client import connect
+from websockets.sync.server import serve
 
 from hypervla import cli
-from hypervla.contracts import ActionChunk, Observation, TaskContext, UserError
+from hypervla.contracts import ActionChunk, Observation, TaskContext, Unusable, UserError
 from hypervla.evaluation.rollout import evaluate
 from hypervla.runtime import wire
 from hypervla.runtime.client import RemoteCompiler, Served
@@ -135,13 +136,32 @@ def test_the_new_task_policy_has_seen_the_new_first_image(client: WebsocketClien
     assert len(set(ids)) == 3
 
 
+def array_of(dtype: str, shape: list[int]) -> dict:
+    return {b"__ndarray__": True, b"data": b"", b"dtype": dtype, b"shape": shape}
+
+
+def letters(random: np.random.Generator) -> str:
+    """Up to four letters, of which NumPy could make a dtype or a syntax error."""
+    return "".join(random.choice([*"|<>=,()[]{}:!?'biufcSUVOMm0123489 "], int(random.integers(0, 5))))
+
+
+def flipped(good: bytes, random: np.random.Generator) -> bytes:
+    """With a bit or more of its first name changed, or of how its array is said to be one."""
+    place = good.index(b"observation/top") + int(random.integers(0, len(b"observation/top") + 1 + 2 + len(wire.ARRAY)))
+    return good[:place] + bytes([good[place] ^ int(random.integers(1, 256))]) + good[place + 1 :]
+
+
 def malformed(random: np.random.Generator) -> bytes | str:
     """One of many ways to be no request."""
     good = wire.pack(message(tiny.observation(0), "find the goal"))
     ways = [
         lambda: random.bytes(int(random.integers(1, 300))),
         lambda: good[: int(random.integers(1, len(good)))],
-        lambda: good[:40] + bytes([good[40] ^ int(random.integers(1, 256))]) + good[41:] + b"x",
+        lambda: flipped(good, random),
+        lambda: wire.pack(message(tiny.observation(0), "find")) + b"x",
+        lambda: msgpack.packb({"x": array_of(letters(random), [0])}),
+        lambda: msgpack.packb({"x": {b"__npgeneric__": True, b"data": b"1", b"dtype": letters(random)}}),
+        lambda: msgpack.packb({"x": array_of("<f4", random.integers(-3, 2**40, 3).tolist())}),
         lambda: "a text",
         lambda: msgpack.packb([1, 2, 3]),
         lambda: msgpack.packb({"prompt": "find the goal"}),
@@ -151,7 +171,7 @@ def malformed(random: np.random.Generator) -> bytes | str:
         lambda: wire.pack({**message(tiny.observation(0), "find"), "observation/state": np.full(2, np.nan)}),
         lambda: wire.pack({**message(tiny.observation(0), "find"), "observation/state": np.zeros(5)}),
         lambda: wire.pack({**message(tiny.observation(0), "find"), "observation/top": np.zeros((2, 2, 3), np.uint8)}),
-        lambda: msgpack.packb({"x": {b"__ndarray__": True, b"data": b"", b"dtype": "|O", b"shape": [0]}}),
+        lambda: msgpack.packb({"x": array_of("|O", [0])}),
     ]
     return ways[int(random.integers(len(ways)))]()
 
@@ -162,9 +182,10 @@ def test_1000_malformed_messages_are_refused_and_others_go_on(server: PolicyServ
     with connect(url(server), compression=None) as socket:
         socket.recv()
         for i in range(1000):
-            socket.send(malformed(random))
+            bad = malformed(random)
+            socket.send(bad)
             answer = socket.recv(10)
-            assert isinstance(answer, str), "a refusal is a text"
+            assert isinstance(answer, str), f"a refusal is a text, and not the answer to {bad!r}"
             said = json.loads(answer)
             assert said["error"] in ("WireError", "UserError")
             assert said["message"].endswith((".", "?"))
@@ -276,6 +297,70 @@ def test_a_server_that_dies_is_said(compiler: Compiler) -> None:
 def test_a_server_for_another_robot_is_refused(server: PolicyServer) -> None:
     with pytest.raises(UserError, match="drives point, but other was wanted"):
         RemoteCompiler(url(server), replace(POINT, name="other"))
+
+
+class OtherServer:
+    """Another's: openpi's says next to nothing of itself, and answers with whatever it is made for."""
+
+    def __init__(self, metadata: dict, answers: list[bytes | str]) -> None:
+        self.metadata, self.answers = metadata, answers
+
+    def __enter__(self) -> str:
+        self._server = serve(self._talk, "127.0.0.1", 0)
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return f"ws://127.0.0.1:{self._server.socket.getsockname()[1]}"
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+
+    def _talk(self, socket) -> None:
+        socket.send(wire.pack(self.metadata))
+        for answer in self.answers:
+            socket.recv()
+            socket.send(answer)
+
+
+GOOD = wire.pack({"actions": np.zeros((2, POINT.action_size))})
+
+
+def test_two_servers_at_one_address_are_told_apart_by_what_they_say() -> None:
+    digests = []
+    for about in ({"policy": "pi0"}, {"policy": "pi0-fast"}):
+        with OtherServer(about, []) as address:
+            digests.append(RemoteCompiler(address, POINT).digest.replace(address, "there"))
+    assert digests[0] != digests[1]
+
+
+@pytest.mark.parametrize(
+    ("first", "match"),
+    [("no such camera", "no such camera"), (wire.pack({"actions": np.zeros((2, 9))}), "of 3 numbers")],
+)
+def test_a_server_that_has_never_given_fitting_actions_is_of_no_use(first: bytes | str, match: str) -> None:
+    with OtherServer({}, [first]) as address:
+        policy = RemoteCompiler(address, POINT).compile("find the goal", {})
+        with pytest.raises(Unusable, match=match):
+            policy.act(tiny.observation(0))
+    with OtherServer({}, [GOOD, first]) as address:
+        policy = RemoteCompiler(address, POINT).compile("find the goal", {})
+        policy.act(tiny.observation(0))
+        with pytest.raises(UserError, match=match) as refusal:
+            policy.act(tiny.observation(0))
+        assert not isinstance(refusal.value, Unusable), "one trial fails, others may not"
+
+
+def test_what_the_server_cannot_explain_is_refused_without_its_insides(compiler: Compiler) -> None:
+    class Broken(Counting):
+        def compile(self, instruction, images):
+            if instruction == "break":
+                raise RuntimeError("secret")
+            return super().compile(instruction, images)
+
+    with PolicyServer(Broken(compiler), port=0) as server:
+        client = WebsocketClientPolicy("127.0.0.1", server.port)
+        with pytest.raises(RuntimeError, match="ServerError") as refusal:
+            client.infer(message(tiny.observation(0), "break"))
+        assert "secret" not in str(refusal.value)
+        assert client.infer(message(tiny.observation(0), "find the goal"))["actions"].shape == (2, 3)
 
 
 # The commands

@@ -1,5 +1,5 @@
-"""SIMPLER's WidowX tasks keep the contract. Runs in their own environment: make env-simpler, and then
-.envs/simpler/bin/python -m pytest tests/simulation/test_simpler.py; it takes Vulkan to draw."""
+"""SIMPLER's WidowX tasks keep the contract. Runs in their own environment: make test-simpler, which takes
+Vulkan to draw."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_what_the_fingers_do_is_told_from_the_simulators_state(holding: int, wor
 def test_seeds_go_around_the_benchmarks_grid_and_others_are_elsewhere(task: str) -> None:
     environment = SimplerEnvironment(task, GRID)
     try:
-        assert environment.grid == (64 if "eggplant" in task else 24)
+        assert environment.grid == simpler.SCENES
         assert environment.simulator.get_language_instruction() == list(environment.instructions)
         scenes = {}
         for seed in (GRID, GRID + environment.grid, GRID + environment.grid - 1, 3, 4):
@@ -88,6 +88,36 @@ def test_seeds_go_around_the_benchmarks_grid_and_others_are_elsewhere(task: str)
         assert (outcome.success, outcome.steps) == (False, 2)
     finally:
         environment.close()
+
+
+@pytest.mark.usefixtures("assets")
+def test_the_eggplant_lies_in_simplers_eight_places_and_three_turns() -> None:
+    """ManiSkill has turns all around; SIMPLER's are within 45°."""
+    environment = SimplerEnvironment("widowx-eggplant-in-basket", GRID)
+    try:
+        assert (len(environment._places), len(environment._turns)) == (8, 3)
+        places = set()
+        for seed in range(GRID, GRID + 24):
+            environment.reset(seed)
+            places.add(tuple(environment._places[environment._number(seed) // 3, 0].tolist()))
+        assert len(places) == 8
+    finally:
+        environment.close()
+
+
+@pytest.mark.usefixtures("assets")
+def test_scenes_that_are_drawn_are_the_grids() -> None:
+    drawn, pinned = (SimplerEnvironment("widowx-carrot-on-plate", GRID, drawn) for drawn in (True, False))
+    try:
+        numbers = [drawn._number(seed) for seed in range(GRID, GRID + 200)]
+        assert set(numbers) == set(range(24))
+        assert numbers[:24] != sorted(numbers[:24])
+        drawn.reset(GRID + 3)
+        pinned.reset(GRID + numbers[3])
+        np.testing.assert_allclose(drawn.environment_state(), pinned.environment_state(), atol=1e-5)
+    finally:
+        drawn.close()
+        pinned.close()
 
 
 @pytest.mark.usefixtures("assets")

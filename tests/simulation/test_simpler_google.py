@@ -129,6 +129,28 @@ def test_a_task_without_scenes_is_drawn_from_every_seed(opened: Open) -> None:
     assert len(asked) == 3
 
 
+def test_hypervlas_variant_draws_all_but_the_layouts(opened: Open) -> None:
+    drawer, near = (
+        SimplerGoogleEnvironment(task, GRID, drawn=True) for task in ("google-close-top-drawer", "google-move-near")
+    )
+    scenes = []
+    for seed in range(GRID, GRID + 60):
+        drawer.reset(seed)
+        scenes.append(scene(drawer))
+    assert len(set(scenes)) > 20, "drawn among 36, and not the first colour's nine"
+    assert len({row[0] for row in scenes[:9]}) > 1
+    layouts, colours = [], set()
+    for seed in range(GRID, GRID + 60):
+        near.reset(seed)
+        layouts.append(near.simulator.unwrapped.layout)
+        colours.add(near.simulator.unwrapped.urdf)
+    pinned = opened("google-move-near")
+    for seed, layout in zip(range(GRID, GRID + 60), layouts, strict=True):
+        pinned.reset(seed)
+        assert pinned.simulator.unwrapped.layout == layout
+    assert len(colours) == len(COLOURS)
+
+
 def test_actions_reach_the_simulator_in_its_units(opened: Open) -> None:
     environment = opened("google-close-top-drawer")
     environment.reset(GRID)

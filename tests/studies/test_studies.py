@@ -135,7 +135,8 @@ def test_an_interrupted_training_is_resumed(data: Path, tmp_path: Path) -> None:
 def test_the_table_says_how_sure_it_is(data: Path, tmp_path: Path) -> None:
     single = rows(conducted(data, tmp_path / "out", Hypervla()))
     assert single[0] == ["system", "activated parameters", "seen", "against the first",
-                         "not seen (out of distribution)", "against the first", "published"]  # fmt: skip
+                         "not seen (out of distribution, unseen instructions)", "against the first",
+                         "published"]  # fmt: skip
     assert single[1][:4] == ["one", "1,202,944", "66.7 % (30–90 %)", ""]
     assert single[2][0] == "other, pretrained"
     assert single[2][3].startswith("+0.0 (−")

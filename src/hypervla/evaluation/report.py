@@ -13,7 +13,7 @@ from hypervla.evaluation.film import Filmstrip
 from hypervla.evaluation.intervals import Rate
 from hypervla.evaluation.page import milliseconds, percent, render, seconds, span
 from hypervla.evaluation.results import Percentiles, Results, Trial, completion, failures, save_whole, smoothness
-from hypervla.evaluation.suites import RECORDING_SEEDS
+from hypervla.evaluation.suites import RECORDING_SEEDS, SUITES
 from hypervla.evaluation.taxonomy import MEANINGS
 
 if TYPE_CHECKING:
@@ -110,6 +110,9 @@ def table(results: Results) -> Table:
     caption = [f"{results.errors} crashed (counted as failures)"] if results.errors and not results.explained else []
     if results.explained:
         caption.append("failures: " + said_counts(failures(results.trials)))
+    if results.group_mean is not None:
+        groups = ", ".join(f"{name} {percent(rate.mean)}" for name, rate in results.by_group.items())
+        caption.append(f"{groups}, mean of these groups {percent(results.group_mean)}")
     if duration := completion(results.trials, results.control_hz):
         caption.append(f"a success takes {seconds(duration)} (median)")
     if total := results.latency.get("total"):
@@ -149,7 +152,12 @@ def _protocol(results: Results) -> Iterator[tuple[str, str]]:
     conditions = results.conditions
     seeds = [trial.environment_seed for trial in results.trials]
     yield "Suite", conditions.suite
-    yield "Tasks × trials", f"{len(conditions.tasks)} × {conditions.trials}"
+    if results.group_mean is not None:
+        yield "Mean over groups", f"{percent(results.group_mean)}: what published figures of this suite are"
+    suite = SUITES.get(conditions.suite)
+    protocol = suite().trials if suite is not None else conditions.trials
+    said = "" if protocol == conditions.trials else f" (the protocol has {protocol})"
+    yield "Tasks × trials", f"{len(conditions.tasks)} × {conditions.trials}{said}"
     yield "Scenes", f"environment seeds {min(seeds):,} to {max(seeds):,} (seed {conditions.seed})"
     yield "Training scenes", f"environment seeds below {RECORDING_SEEDS.stop:,}"
     yield "Instructions", INSTRUCTION_SETS[conditions.instructions]

@@ -1,9 +1,8 @@
-"""What an evaluation found: every trial, its conditions, and the journal that survives an interruption."""
+"""What an evaluation found: every trial and its conditions."""
 
 from __future__ import annotations
 
 import json
-import os
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from hypervla.contracts import UserError
 from hypervla.durable import write_atomically
 from hypervla.embodiment import EMBODIMENTS
 from hypervla.evaluation.intervals import PairedDifference, Rate
+from hypervla.evaluation.suites import SUITES
 from hypervla.evaluation.taxonomy import counted
 
 FORMAT = 1
@@ -167,6 +167,23 @@ class Results:
         return {task: Rate.of(trial.success for trial in trials) for task, trials in self.trials_by_task.items()}
 
     @cached_property
+    def by_group(self) -> Mapping[str, Rate]:
+        """Of a suite whose published figure is a mean over groups of tasks; empty where some tasks were left out."""
+        make = SUITES.get(self.conditions.suite)
+        groups = make().groups if make is not None else {}
+        if {task for tasks in groups.values() for task in tasks} != set(self.conditions.tasks):
+            return {}
+        return {
+            name: Rate.of(trial.success for task in tasks for trial in self.trials_by_task[task])
+            for name, tasks in groups.items()
+        }
+
+    @property
+    def group_mean(self) -> float | None:
+        """The mean over groups, each of which weighs the same; None of a suite without them."""
+        return statistics.mean(rate.mean for rate in self.by_group.values()) if self.by_group else None
+
+    @cached_property
     def trials_by_task(self) -> Mapping[str, tuple[Trial, ...]]:
         return {task: tuple(t for t in self.trials if t.task == task) for task in self.conditions.tasks}
 
@@ -191,10 +208,15 @@ class Results:
             "conditions": asdict(self.conditions),
             "overall": self._row(self.trials) | {"errors": self.errors},
             "tasks": [{"task": task} | self._row(trials) for task, trials in self.trials_by_task.items()],
+            **({"groups": self._groups()} if self.by_group else {}),
             "latency_seconds": {stage: asdict(row) for stage, row in self.latency.items()},
             "provenance": dict(self.provenance),
             "trials": [asdict(trial) for trial in self.trials],
         }
+
+    def _groups(self) -> dict[str, Any]:
+        rows = {name: {"successes": rate.successes, "trials": rate.trials} for name, rate in self.by_group.items()}
+        return {"mean_rate": self.group_mean, **rows}
 
     def _row(self, trials: Sequence[Trial]) -> dict[str, Any]:
         rate = Rate.of(trial.success for trial in trials)
@@ -241,46 +263,6 @@ class Results:
             ) from error
 
 
-class Journal:
-    """`results.jsonl`: the conditions, then one line per trial as it ends. Interrupted evaluations go on from it."""
-
-    def __init__(self, path: Path, conditions: Conditions) -> None:
-        """Open the journal, or start one. Raises UserError when it belongs to a different evaluation."""
-        self.path = path
-        self.records: dict[tuple[str, int], TrialRecord] = {}
-        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []  # a torn last line is dropped
-        try:
-            rows = [json.loads(line) for line in lines]
-            if rows:
-                _refuse_other(path, Conditions.from_json(rows[0]["conditions"]), conditions)
-            for row in rows[1:]:
-                record = TrialRecord.from_json(row)
-                self.records[record.trial.name] = record
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise UserError(
-                f"{path} is not the journal of an evaluation: choose another --out or delete it."
-            ) from error
-        with _disk(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("r+b" if lines else "wb")
-            self._file.truncate(sum(len(line) + 1 for line in lines))
-            self._file.seek(0, os.SEEK_END)
-        if not lines:
-            self._write({"format": FORMAT, "conditions": asdict(conditions)})
-
-    def append(self, record: TrialRecord) -> None:
-        self.records[record.trial.name] = record
-        self._write(record.to_json())
-
-    def close(self) -> None:
-        self._file.close()
-
-    def _write(self, row: Mapping[str, Any]) -> None:
-        with _disk(self.path):
-            self._file.write(json.dumps(row, separators=(",", ":")).encode() + b"\n")
-            self._file.flush()
-
-
 def completion(trials: Sequence[Trial], control_hz: float | None) -> float | None:
     """Median seconds that the successes took on the robot's own clock: steps over steps a second."""
     steps = [trial.steps for trial in trials if trial.success]
@@ -314,12 +296,12 @@ def paired(first: Results, second: Results) -> PairedDifference:
 
 def save_whole(path: Path, content: bytes) -> None:
     """Write a file whole or not at all. Raises UserError when the disk refuses."""
-    with _disk(path):
+    with disk(path):
         write_atomically(path, content)
 
 
 @contextmanager
-def _disk(path: Path) -> Iterator[None]:
+def disk(path: Path) -> Iterator[None]:
     """Turns what the operating system says about a path into one sentence for the user."""
     try:
         yield
@@ -327,16 +309,6 @@ def _disk(path: Path) -> Iterator[None]:
         raise UserError(
             f"{path} could not be written ({error.strerror}): free the disk or choose another --out."
         ) from error
-
-
-def _refuse_other(path: Path, there: Conditions, here: Conditions) -> None:
-    different = [row.name for row in fields(Conditions) if getattr(there, row.name) != getattr(here, row.name)]
-    if different:
-        name = different[0]
-        raise UserError(
-            f"{path} is of another evaluation ({name} is {getattr(there, name)} there, {getattr(here, name)} here): "
-            f"choose another --out, or delete that folder."
-        )
 
 
 def _trial(row: Mapping[str, Any]) -> Trial:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from hypervla.contracts import UserError
 from hypervla.evaluation.film import PLAYBACK_HZ, Film, write_video
+from hypervla.evaluation.journal import Journal
 from hypervla.evaluation.processes import ProcessCrew
 from hypervla.evaluation.ray_crew import RayCrew
-from hypervla.evaluation.results import Conditions, Journal, Results, Trial
+from hypervla.evaluation.results import Conditions, Results, Trial
 from hypervla.evaluation.suites import InstructionSet, Suite, environment_seed
 from hypervla.evaluation.trial import Load, Ticket, check_robot, load_compiler, roll_out, tickets
 from hypervla.evaluation.workers import Job, Model, adjust
@@ -35,13 +36,15 @@ def evaluate(
     engine: str | None = None,
     ray: str | None = None,
     on_trial: Callable[[Trial, int, int], None] = lambda trial, done, total: None,
+    on_kept: Callable[[int, int], None] = lambda kept, total: None,
     load: Load | None = None,
 ) -> Results:
     """Try every task of a suite `trials` times, several environments at once, and write OUT/results.json. In place of a
     checkpoint's folder the address of a policy server will do (ws://HOST:PORT), or "expert", the suite's demonstrator.
 
     Every finished trial is kept in OUT/results.jsonl, so that the same call goes on where an interrupted one stopped
-    and a different one is refused. `on_trial(trial, done, total)` hears of each. Films of the first trial of each task
+    and a different one is refused. `on_trial(trial, done, total)` hears of each that is made, and before
+    `on_kept(kept, total)` of how many there are, where there are some. Films of the first trial of each task
     lie in OUT/films. With `engine` the policies act on that: the file of an exported one, or cuda:PRECISION. With
     `ray` the workers are actors on the cluster of that address (RayCrew). Raises UserError for what the user can put
     right, KeyboardInterrupt with one line on Ctrl-C.
@@ -56,7 +59,8 @@ def evaluate(
         model = crew.ready()
         conditions = _conditions(job, model, trials, seed, instructions, engine)
         with closing(Journal(out / "results.jsonl", conditions)) as journal:
-            kept = journal.records
+            if kept := journal.records:
+                on_kept(len(kept), len(asked))
             try:
                 for record in crew.work([ticket for ticket in asked if (ticket.task, ticket.trial) not in kept]):
                     journal.append(record)

@@ -47,11 +47,15 @@ class Suite:
     """One sentence for the report."""
     scene: str = ""
     """What the policy may see that a reader should know about."""
+    trials: int = 10
+    """Of each task, by the protocol."""
     max_steps: int = 400
     task_steps: Mapping[str, int] = field(default_factory=dict)
     """Of tasks whose trials are shorter than `max_steps`."""
     scenes: Mapping[str, int] = field(default_factory=dict)
     """How many scenes a task has, where they are so many and no more."""
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Tasks that are also counted together, where the published figure is the mean over such groups."""
     make: Make | None = None
     """Makes the environment of a task and who demonstrates it, where there is such a one."""
     needs: str | None = None
@@ -106,6 +110,7 @@ def _metaworld(name: str, tasks: tuple[str, ...] | None, goal_visible: bool) -> 
     return Suite(
         name=name,
         tasks=tasks or tuple(metaworld.tasks()),
+        groups={} if tasks else metaworld.difficulties(),
         embodiment=METAWORLD_SAWYER,
         environment=partial(_metaworld_environment, goal_visible=goal_visible),
         sentences=_metaworld_sentences,
@@ -139,6 +144,7 @@ def _libero(part: str, whose: str) -> Suite:
         sentences=_libero_sentences,
         success_rule=protocol.rule(part),
         scene=libero.scene(),
+        trials=50,
         max_steps=protocol.steps[part],
         scenes=dict.fromkeys(libero.tasks()[part], libero.STORED),
         make=partial(_libero_demonstrated, part, whose),
@@ -146,36 +152,38 @@ def _libero(part: str, whose: str) -> Suite:
     )
 
 
-def _simpler() -> Suite:
+def _simpler(name: str, drawn: bool) -> Suite:
     from hypervla.simulation import simpler
 
     return Suite(
-        name="simpler-widowx",
+        name=name,
         tasks=tuple(simpler.TASKS),
         embodiment=WIDOWX,
-        environment=_simpler_environment,
+        environment=partial(_simpler_environment, drawn=drawn),
         sentences=_simpler_sentences,
-        success_rule="SIMPLER's own (ManiSkill 3), at any step, on the benchmark's grid of places and turns.",
+        success_rule="ManiSkill 3's, at any step (SIMPLER asks at the last one): the thing is on its target, and "
+        "carrot and cube press on it; SIMPLER also wants these to touch nothing else.",
         scene=simpler.scene(),
+        trials=20 if drawn else simpler.SCENES,
         max_steps=max(task.steps for task in simpler.TASKS.values()),
         task_steps={name: task.steps for name, task in simpler.TASKS.items()},
-        scenes={name: task.scenes for name, task in simpler.TASKS.items()},
-        make=_simpler_demonstrated,
+        scenes={} if drawn else dict.fromkeys(simpler.TASKS, simpler.SCENES),
+        make=partial(_simpler_demonstrated, drawn=drawn),
         needs="mani_skill",
     )
 
 
-def _simpler_environment(task: str) -> Environment:
+def _simpler_environment(task: str, drawn: bool) -> Environment:
     from hypervla.simulation.simpler import SimplerEnvironment
 
-    return SimplerEnvironment(task, grid_from=FIRST_EVALUATION_SEED)
+    return SimplerEnvironment(task, FIRST_EVALUATION_SEED, drawn)
 
 
-def _simpler_demonstrated(task: str) -> tuple[Environment, Demonstrator]:
+def _simpler_demonstrated(task: str, drawn: bool) -> tuple[Environment, Demonstrator]:
     from hypervla.simulation.demonstrators.simpler import SimplerExpert
     from hypervla.simulation.simpler import SimplerEnvironment
 
-    environment = SimplerEnvironment(task, grid_from=FIRST_EVALUATION_SEED)
+    environment = SimplerEnvironment(task, FIRST_EVALUATION_SEED, drawn)
     return environment, SimplerExpert(environment)
 
 
@@ -199,26 +207,28 @@ def _simpler_google(name: str) -> Suite:
     from hypervla.simulation import simpler_google
 
     steps = {task: simpler_google.TASKS[task].steps for task in simpler_google.SETS[name]}
+    drawn = name in simpler_google.DRAWN
     return Suite(
         name=name,
         tasks=tuple(steps),
         embodiment=GOOGLE_ROBOT,
-        environment=_simpler_google_environment,
+        environment=partial(_simpler_google_environment, drawn=drawn),
         sentences=_scene_sentences,
         success_rule="SIMPLER's own, at any step (its scripts ask at the last one): the thing is lifted, or near the "
         "other with nothing knocked over; the drawer is 15 cm open, or within 5 cm of closed.",
         scene=simpler_google.NEVER_RUN,
+        trials=20 if drawn else 36,
         max_steps=max(steps.values()),
         task_steps=steps,
-        scenes={task: grid for task in steps if (grid := simpler_google.TASKS[task].grid)},
+        scenes={} if drawn else {task: simpler_google.TASKS[task].grid for task in steps},
         needs="simpler_env",
     )
 
 
-def _simpler_google_environment(task: str) -> Environment:
+def _simpler_google_environment(task: str, drawn: bool) -> Environment:
     from hypervla.simulation.simpler_google import SimplerGoogleEnvironment
 
-    return SimplerGoogleEnvironment(task, grid_from=FIRST_EVALUATION_SEED)
+    return SimplerGoogleEnvironment(task, FIRST_EVALUATION_SEED, drawn)
 
 
 def _scene_sentences(task: str, instructions: InstructionSet) -> tuple[str, ...]:
@@ -289,7 +299,8 @@ SUITES: dict[str, Callable[[], Suite]] = {
     "metaworld-mt10": partial(_metaworld, "metaworld-mt10", MT10, True),
     "metaworld-mt10-hidden-goal": partial(_metaworld, "metaworld-mt10-hidden-goal", MT10, False),
     "metaworld-shared-scene": _shared_scene,
-    "simpler-widowx": _simpler,
+    "simpler-widowx": partial(_simpler, "simpler-widowx", False),
+    "simpler-widowx-hypervla": partial(_simpler, "simpler-widowx-hypervla", True),
     "simpler-google": partial(_simpler_google, "simpler-google"),
     "simpler-google-hypervla": partial(_simpler_google, "simpler-google-hypervla"),
 } | {

@@ -5,6 +5,7 @@ Imports no PyTorch: a simulator's environment has this and nothing heavy.
 
 from __future__ import annotations
 
+import hashlib
 import time
 import weakref
 from collections.abc import Mapping
@@ -30,8 +31,8 @@ class Served:
     """Runtime, precision and sha256 of an exported engine; None is eager PyTorch."""
 
 
-PATIENCE = 60.0
-"""Seconds to wait for an answer."""
+PATIENCE, FIRST_PATIENCE = 60.0, 600.0
+"""Seconds to wait for an answer, and for the first one of a connection: a server may compile its networks then."""
 
 
 class Connection:
@@ -43,8 +44,10 @@ class Connection:
         from websockets.sync.client import connect
 
         try:
-            opened = connect(url, compression=None, max_size=wire.MOST_BYTES, open_timeout=PATIENCE)
-            self._socket = opened.__enter__()  # closed by `close`, or with the process
+            # Many servers compute on their event loop and answer no ping meanwhile.
+            options: Any = {"compression": None, "max_size": wire.MOST_BYTES, "ping_interval": None}
+            self._socket = connect(url, open_timeout=PATIENCE, **options).__enter__()  # until `close`
+            self._patience = FIRST_PATIENCE
             self.metadata = wire.unpack(self._socket.recv(PATIENCE))
         except (OSError, TimeoutError, ValueError, OverflowError, WebSocketException) as error:
             reason = str(error) or type(error).__name__
@@ -56,9 +59,10 @@ class Connection:
 
         try:
             self._socket.send(wire.pack(message))
-            answer = self._socket.recv(PATIENCE)
+            answer = self._socket.recv(self._patience)
         except (OSError, TimeoutError, WebSocketException) as error:
             raise Unusable(f"The policy server is gone ({str(error) or type(error).__name__}).") from error
+        self._patience = PATIENCE
         if isinstance(answer, str):
             raise UserError(f"The policy server refused: {answer.strip().splitlines()[-1]}")
         return wire.unpack(answer)
@@ -78,8 +82,10 @@ class RemoteCompiler:
         connection = Connection(url)
         connection.close()
         about = connection.metadata
-        self._upright = about.get("server") != SERVER
-        self.digest = str(about.get("checkpoint", f"whatever answers at {url}"))
+        self.is_foreign = about.get("server") != SERVER
+        self.has_answered = False
+        """Whether it has ever given actions that fit."""
+        self.digest = str(about.get("checkpoint", f"whatever answers at {url} and says {_digest(about)}"))
         known = about.get("provenance") if about.get("server") == SERVER else None
         self.served = _served(about.get("served"), url)
         """What its server says of the checkpoint."""
@@ -95,32 +101,43 @@ class RemoteCompiler:
 
     def compile(self, instruction: str, images: Mapping[str, Image]) -> RemotePolicy:
         """Begin an episode. The server compiles when the first observation comes, which is when the images are sent."""
-        return RemotePolicy(Connection(self._url), instruction, self.embodiment, self._upright)
+        return RemotePolicy(Connection(self._url), instruction, self)
 
 
 class RemotePolicy:
     """One episode's policy on a server; a Policy."""
 
-    def __init__(self, connection: Connection, instruction: str, embodiment: Embodiment, upright: bool) -> None:
-        self.instruction, self.embodiment = instruction, embodiment
-        self._connection, self._upright = connection, upright
+    def __init__(self, connection: Connection, instruction: str, server: RemoteCompiler) -> None:
+        self.instruction, self.embodiment = instruction, server.embodiment
+        self._connection, self._server = connection, server
         weakref.finalize(self, connection.close)
         self.last_timing = Timing(0.0, 0.0, 0.0)
         self.policy_id: str | None = None
         """What the server calls the task policy that answered last."""
 
     def act(self, observation: Observation) -> ActionChunk:
-        """The next actions in the robot's units, inside its limits. Raises UserError for a refusal."""
+        """The next actions in the robot's units, inside its limits. Raises UserError for a refusal; Unusable where
+        another's server has never done anything else, since then it is made for something else."""
         self.embodiment.check_observation(observation, needs_proprio=self.embodiment.proprio_size > 0)
-        if self._upright:
+        if self._server.is_foreign:
             images = {c.name: c.view(observation.images[c.name]) for c in self.embodiment.cameras}
             observation = Observation(images, observation.proprio)
         began = time.perf_counter()
-        answer = self._connection.ask(wire.encode_request(wire.Request(observation, self.instruction)))
-        chunk = self.embodiment.clip(wire.decode_actions(answer, self.embodiment).actions)
+        try:
+            answer = self._connection.ask(wire.encode_request(wire.Request(observation, self.instruction)))
+            chunk = self.embodiment.clip(wire.decode_actions(answer, self.embodiment).actions)
+        except UserError as error:
+            if self._server.is_foreign and not self._server.has_answered:
+                raise Unusable(str(error)) from error
+            raise
+        self._server.has_answered = True
         self.policy_id = answer.get("policy_id")
         self.last_timing = _timing(answer, time.perf_counter() - began)
         return chunk
+
+
+def _digest(metadata: Mapping[str, Any]) -> str:
+    return hashlib.sha256(wire.pack(metadata)).hexdigest()[:16]
 
 
 def _served(row: Any, url: str) -> Served:

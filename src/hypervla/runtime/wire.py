@@ -7,6 +7,7 @@ comes in is checked before anything is made of it: kinds of numbers, sizes, name
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,8 @@ MOST_BYTES = 64 * 2**20
 MOST_DIMENSIONS = 8
 KINDS = "biuf"
 """NumPy's letters for the numbers that may travel: booleans, integers and floats. Never objects."""
+DTYPE = re.compile("[<>|=]?[a-zA-Z?][0-9]{0,2}")
+"""How a dtype is written. NumPy reads more than that: lists, fields, whole expressions."""
 PROMPT, STATE, EPISODE = "prompt", "observation/state", "episode_id"
 PREFIX = "observation/"
 ARRAY, SCALAR = b"__ndarray__", b"__npgeneric__"
@@ -100,7 +103,7 @@ def _array(pairs: Mapping[Any, Any]) -> np.ndarray:
 def _dtype(pairs: Mapping[Any, Any]) -> np.dtype:
     name = pairs.get(b"dtype")
     try:
-        dtype = np.dtype(name) if isinstance(name, str) and len(name) <= 4 else None
+        dtype = np.dtype(name) if isinstance(name, str) and DTYPE.fullmatch(name) else None
     except TypeError:
         dtype = None
     if dtype is None:

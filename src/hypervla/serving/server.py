@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from hypervla.runtime.protocols import Compiler, NamedPolicy
 
 Answer = TypeVar("Answer")
 PORT = 8000
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -114,7 +116,13 @@ class PolicyServer:
                     request = wire.decode_request(wire.unpack(data), self.compiler.embodiment)
                     answer = await self._computed(partial(self._answer, session, request))
                 except UserError as error:
-                    await socket.send(_said(error))
+                    await socket.send(_said(type(error).__name__, str(error)))
+                    continue
+                except Exception:
+                    session.policy = session.key = None
+                    log.exception("A request could not be answered.")
+                    message = "The server could not answer, for a reason of its own: its log has it."
+                    await socket.send(_said("ServerError", message))
                     continue
                 answer["server_timing"] = {"infer_ms": 1000 * (time.perf_counter() - began)}
                 if before is not None:
@@ -141,9 +149,9 @@ class PolicyServer:
         }
 
 
-def _said(error: UserError) -> str:
+def _said(kind: str, message: str) -> str:
     """A refusal, as a text frame: openpi's client raises it."""
-    return json.dumps({"error": type(error).__name__, "message": str(error)})
+    return json.dumps({"error": kind, "message": message})
 
 
 def _healthy(connection: Any, request: Any) -> Any:

@@ -47,6 +47,31 @@ SHARED_SCENE = ("reach-v3", "push-v3", "pick-place-v3")
 """Tasks whose scenes hold the same puck and a goal marker, so that each can be asked for in each."""
 
 
+HARDER = {
+    "medium": (
+        "basketball-v3",
+        "bin-picking-v3",
+        "box-close-v3",
+        "coffee-pull-v3",
+        "coffee-push-v3",
+        "hammer-v3",
+        "peg-insert-side-v3",
+        "push-wall-v3",
+        "soccer-v3",
+        "sweep-v3",
+        "sweep-into-v3",
+    ),
+    "hard": ("assembly-v3", "hand-insert-v3", "pick-out-of-hole-v3", "pick-place-v3", "push-v3", "push-back-v3"),
+    "very hard": ("shelf-place-v3", "disassemble-v3", "stick-pull-v3", "stick-push-v3", "pick-place-wall-v3"),
+}
+
+
+def difficulties() -> Mapping[str, tuple[str, ...]]:
+    """The fifty tasks by how hard they are, as LeRobot groups them (after Seo et al., 2022)."""
+    harder = {task for group in HARDER.values() for task in group}
+    return {"easy": tuple(task for task in tasks() if task not in harder), **HARDER}
+
+
 PICKED_UP = (
     "assembly-v3",
     "basketball-v3",

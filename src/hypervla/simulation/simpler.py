@@ -43,8 +43,12 @@ class Task:
     instruction: str
     steps: int
     """Of a trial."""
-    scenes: int = 24
-    """On the benchmark's grid."""
+    turns: int | None = None
+    """How many of ManiSkill's are SIMPLER's, where it has more of them."""
+
+
+SCENES = 24
+"""On the benchmark's grid, of each task."""
 
 
 TASKS: Mapping[str, Task] = {
@@ -53,7 +57,7 @@ TASKS: Mapping[str, Task] = {
     "widowx-stack-cube": Task(
         "StackGreenCubeOnYellowCubeBakedTexInScene-v1", "stack the green block on the yellow block", 60
     ),
-    "widowx-eggplant-in-basket": Task("PutEggplantInBasketScene-v1", "put eggplant into yellow basket", 120, 64),
+    "widowx-eggplant-in-basket": Task("PutEggplantInBasketScene-v1", "put eggplant into yellow basket", 120, 3),
 }
 
 
@@ -61,20 +65,21 @@ class SimplerEnvironment:
     """One of SIMPLER's WidowX tasks; an Environment.
 
     Seeds below `grid_from` put things down at random places of the same area; from there on they are the benchmark's
-    own grid of places and turns, one after another and around.
+    own grid of places and turns, one after another and around, or drawn from it by the seed where they are to be
+    `drawn`, as HyperVLA's released code has them.
     """
 
     embodiment = WIDOWX
 
-    def __init__(self, task: str, grid_from: int) -> None:
+    def __init__(self, task: str, grid_from: int, drawn: bool = False) -> None:
         """Raises UserError for a task that is none, and where ManiSkill or the assets are missing."""
         if task not in TASKS:
             raise UserError(f"SIMPLER has no task '{task}' here, only {', '.join(TASKS)}.")
         self.task = task
         self.instructions: Sequence[str] = (TASKS[task].instruction,)
-        self._grid_from = grid_from
+        self._grid_from, self._drawn = grid_from, drawn
         self.simulator: Any = _make_simulator(TASKS[task].identifier, _linked_assets())
-        self._places, self._turns = self.simulator.xyz_configs, self.simulator.quat_configs
+        self._places, self._turns = self.simulator.xyz_configs, self.simulator.quat_configs[: TASKS[task].turns]
         self._seen: Mapping[str, Any] = {}
         self.episode = 0
         """How many have begun."""
@@ -89,7 +94,7 @@ class SimplerEnvironment:
         self.episode += 1
         simulator = self.simulator
         on_grid = seed >= self._grid_from
-        number = (seed - self._grid_from) % self.grid if on_grid else 0
+        number = self._number(seed) if on_grid else 0
         simulator.xyz_configs, simulator.quat_configs = self._places, self._turns
         if not on_grid:
             simulator.xyz_configs, simulator.quat_configs = self._anywhere(seed)
@@ -127,6 +132,12 @@ class SimplerEnvironment:
         closing, self.simulator = self.simulator, None
         if closing is not None:
             closing.close()
+
+    def _number(self, seed: int) -> int:
+        """Which scene of the grid a seed is."""
+        if self._drawn:
+            return int(np.random.default_rng(seed).integers(self.grid))
+        return (seed - self._grid_from) % self.grid
 
     def _anywhere(self, seed: int) -> tuple[Any, Any]:
         """Random places in the area that the grid spans, apart from each other, and a turn of the grid's about the

@@ -102,24 +102,27 @@ SETS: Mapping[str, Sequence[str]] = {
     ],
 }
 """Tasks by suite; the second are those of HyperVLA's released code, which makes 50, 60, 20, 20 and 20 trials a seed."""
+DRAWN = frozenset(["simpler-google-hypervla"])
+"""Suites that draw their scenes."""
 
 
 class SimplerGoogleEnvironment:
     """One of SIMPLER's Google-robot tasks; an Environment.
 
     Seeds from `grid_from` on are the benchmark's scenes, one after another and around: all of them with the robot in
-    its first colour, then in the next. Below it, and for a task without scenes, SIMPLER draws from the seed: a can's
-    place anywhere in the area, but layouts, places at the cabinet and colours among the benchmark's own.
+    its first colour, then in the next. Below it, for a task without scenes, and where they are to be `drawn`, SIMPLER
+    draws from the seed: a can's place anywhere in the area, but layouts, places at the cabinet and colours among the
+    benchmark's own. HyperVLA's released code draws so, but goes through the layouts of what is to be moved.
     """
 
     embodiment = GOOGLE_ROBOT
 
-    def __init__(self, task: str, grid_from: int) -> None:
+    def __init__(self, task: str, grid_from: int, drawn: bool = False) -> None:
         """Raises UserError for a task that is none, and where SimplerEnv is missing or cannot make its scene."""
         if task not in TASKS:
             raise UserError(f"SIMPLER's Google robot has no task '{task}' here, only {', '.join(TASKS)}.")
         self.task = task
-        self._scenes, self._grid_from = TASKS[task].scenes, grid_from
+        self._scenes, self._grid_from, self._drawn = TASKS[task].scenes, grid_from, drawn
         self.simulator: Any = _make_simulator(task)
         self.instructions: Sequence[str] = (self.simulator.unwrapped.get_language_instruction(),)
         """What the simulator asks for in the present scene."""
@@ -134,13 +137,15 @@ class SimplerGoogleEnvironment:
     def reset(self, seed: int) -> None:
         """Start an episode with the scene of this seed, built anew, as SIMPLER's scripts do for each trial."""
         simulator = self.simulator.unwrapped
-        pinned = seed >= self._grid_from and self.grid > 0
+        pinned = seed >= self._grid_from and self.grid > 0 and not self._drawn
         simulator.prepackaged_config = not pinned  # which would draw robot, colour and photograph from the seed
         options: dict[str, Any] = {"reconfigure": True}
         if pinned:
             seed = (seed - self._grid_from) % self.grid
             colour, place = divmod(seed, len(self._scenes))
             options |= self._put(self._scenes[place], COLOURS[colour])
+        elif seed >= self._grid_from and self._scenes is LAYOUTS:
+            options["obj_init_options"] = dict(LAYOUTS[(seed - self._grid_from) % len(LAYOUTS)].things)
         self._seen, _ = self.simulator.reset(seed=seed, options=options)
         self.instructions = (simulator.get_language_instruction(),)
         self._gripper = StickyGripper()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,8 +15,14 @@ MOST_ACROSS = 3
 FIRST, OTHER, LINE = "#2b5797", "#9db4d3", "#555555"
 
 
-def draw(systems: Sequence[str], columns: Mapping[str, Sequence[Rate | Estimate | None]], path: Path) -> None:
-    """Write a PNG of each column's values with their intervals, system by system; None is left out."""
+def draw(
+    systems: Sequence[str],
+    columns: Mapping[str, Sequence[Rate | Estimate | None]],
+    notes: Sequence[str],
+    path: Path,
+) -> None:
+    """Write a PNG of each column's values with their intervals, system by system; None is left out. The notes stand
+    below."""
     from matplotlib.figure import Figure
 
     across = min(MOST_ACROSS, len(columns))
@@ -43,7 +50,8 @@ def draw(systems: Sequence[str], columns: Mapping[str, Sequence[Rate | Estimate 
         panel.spines[["top", "right"]].set_visible(False)
     for panel in list(figure.axes)[len(columns) :]:
         panel.remove()
-    figure.supxlabel("success, 95 % intervals", fontsize="small")
+    below = [line for note in notes for line in textwrap.wrap(note, int(size[0] * 14))]
+    figure.supxlabel("\n".join(["success, 95 % intervals", *below]), fontsize="small")
     drawn = io.BytesIO()
     figure.savefig(drawn)
     write_atomically(path, drawn.getvalue())

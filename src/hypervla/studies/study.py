@@ -30,8 +30,18 @@ class Column:
     tasks: tuple[str, ...] = ()
     """All of the suite's where there is none."""
     held_out_instructions: bool = False
+    """Ask in other sentences for what was trained on."""
     in_distribution: bool = True
     """Whether tasks and objects of the kind were trained on."""
+    unseen_instructions: bool = False
+    """Whether nothing that was trained on is asked for."""
+
+    @property
+    def title(self) -> str:
+        """The name, and what training has not seen."""
+        marks = [] if self.in_distribution else ["out of distribution"]
+        marks += ["unseen instructions"] if self.held_out_instructions or self.unseen_instructions else []
+        return f"{self.name} ({', '.join(marks)})" if marks else self.name
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,8 @@ class Study:
     pretrainings: Mapping[str, Pretraining] = field(default_factory=dict)
     steps: int | None = None
     """Of each run, where that and not time is what they share."""
+    published: str = ""
+    """What the figures in that column are, and which of them to compare."""
 
 
 @dataclass(frozen=True)

@@ -63,10 +63,6 @@ def columns(study: Study) -> Iterator[tuple[Part, Column]]:
             yield part, column
 
 
-def title(column: Column) -> str:
-    return column.name + ("" if column.in_distribution else " (out of distribution)")
-
-
 Entries = Mapping[tuple[Part, System, Column], Entry]
 
 
@@ -82,7 +78,7 @@ def rows(study: Study, found: Entries) -> list[list[str]]:
     published = any(system.published for system in systems)
     head = ["system", "activated parameters"]
     for _, column in pairs:
-        head += [title(column), "against the first"]
+        head += [column.title, "against the first"]
     table = [[*head, "published"] if published else head]
     for system in systems:
         row = [system.name, f"{activated(system.recipe):,}"]
@@ -122,8 +118,13 @@ def markdown(conductor: Conductor, found: Entries) -> str:
     head, *body = rows(study, found)
     for row in (head, ["---"] * len(head), *body):
         text.append("| " + " | ".join(row) + " |")
+    return "\n".join([*text, "", *(f"- {note}" for note in notes(study, found)), ""])
+
+
+def notes(study: Study, found: Entries) -> list[str]:
+    """What a reader of the table should know: of the pictures, and of the published figures."""
     scenes = {r.conditions.scene for one in found.values() for r in one.seeds.values() if r.conditions.scene}
-    return "\n".join([*text, "", *(f"- {scene}" for scene in sorted(scenes)), ""])
+    return [*sorted(scenes), *([study.published] if study.published else [])]
 
 
 def to_json(conductor: Conductor) -> dict[str, Any]:
@@ -144,10 +145,9 @@ def save(conductor: Conductor) -> Entries:
     """Write OUT/study.md, OUT/study.json and OUT/study.png as far as the study has come, and say how far that is."""
     found, study = entries(conductor), conductor.study
     values = {
-        title(column): [found[part, system, column].value for system in study.systems]
-        for part, column in columns(study)
+        column.title: [found[part, system, column].value for system in study.systems] for part, column in columns(study)
     }
-    draw([system.name for system in study.systems], values, conductor.out / "study.png")
+    draw([system.name for system in study.systems], values, notes(study, found), conductor.out / "study.png")
     write_atomically(conductor.out / "study.md", markdown(conductor, found).encode())
     write_atomically(conductor.out / "study.json", (json.dumps(to_json(conductor)) + "\n").encode())
     return found
@@ -159,4 +159,6 @@ def _brief(results: Results | None) -> Mapping[str, Any]:
     successes: Mapping[str, Sequence[int]] = {
         task: [int(trial.success) for trial in trials] for task, trials in results.trials_by_task.items()
     }
-    return {"commit": results.conditions.commit, "seed": results.conditions.seed, "successes": successes}
+    conditions = results.conditions
+    about = {"commit": conditions.commit, "seed": conditions.seed, "scene": conditions.scene}
+    return {**about, "successes": successes}
