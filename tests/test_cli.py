@@ -155,6 +155,7 @@ def test_the_listed_fields_and_no_others_can_be_overridden() -> None:
         "minutes",
         "pictures",
         "vision_only",
+        "new_statistics",
     }
     assert options == set(OVERRIDABLE) == {"steps", "batch_contexts", "seed", "trace"}
     assert options <= {field.name for field in fields(Recipe)}

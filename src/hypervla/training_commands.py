@@ -30,6 +30,7 @@ def train(
     resume: Flag = False,
     initial: Initial = None,
     vision_only: Flag = False,
+    new_statistics: Flag = False,
     device: Device = "cpu",
     workers: int = 0,
     pictures: Path | None = None,
@@ -54,6 +55,7 @@ def train(
         resume: Continue the interrupted run in --out, bit for bit.
         initial: A checkpoint to start from, with a fresh optimizer; what does not fit starts afresh and is listed.
         vision_only: Of --init, take the shared vision backbone alone.
+        new_statistics: Of --init, do not take the statistics of robots it knows: this data is from elsewhere.
         workers: Processes that decode and augment images beside the training process.
         pictures: Keep decoded images in this folder, so that the next run on the same data need not decode them.
         minutes: End after so many minutes of one core, if the steps have not ended before.
@@ -72,12 +74,14 @@ def train(
     traced = choose_one("--trace", trace, "--no-trace", no_trace)
     find_recipe(recipe)  # an unknown name is refused before any data is read
     start = None if initial is None else find_checkpoint(initial)
-    if vision_only and start is None:
-        raise UserError("--vision-only says what to take of a checkpoint: name it with --init.")
+    for flag, given in (("--vision-only", vision_only), ("--new-statistics", new_statistics)):
+        if given and start is None:
+            raise UserError(f"{flag} says what to take of a checkpoint: name it with --init.")
     options: dict[str, Any] = {"resume": resume, "device": check_device(device), "workers": workers}
     if minutes is not None and not 0 < minutes < math.inf:
         raise UserError(f"--minutes must be above 0, and finite, but {minutes} came.")
     options |= {"minutes": minutes, "keep_pictures": pictures}
+    options |= {"initial": start, "vision_only": vision_only, "new_statistics": new_statistics}
     datasets = open_mixture(data, named=mixture, told=told(robot, rows, cameras, paraphrases))
     show_mixture(datasets)
     from hypervla.training.loop import train as train_recipe
@@ -85,7 +89,7 @@ def train(
     changes = {"steps": steps, "batch_contexts": batch_contexts, "seed": seed, "trace": traced}
     chosen = override(find_recipe(recipe, datasets.readers[0].embodiment), changes)
     chosen = replace(chosen, sampling=replace(chosen.sampling, leave_out=leave_out))
-    train_recipe(chosen, datasets, out, initial=start, vision_only=vision_only, **options)
+    train_recipe(chosen, datasets, out, **options)
 
 
 def contexts(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from dataclasses import replace
 from functools import partial
@@ -80,6 +81,23 @@ def test_the_vision_of_a_checkpoint_may_be_taken_without_its_statistics(
     for name, value in after.items():
         assert torch.equal(value, (before if name.startswith("backbone.") else plain)[name]), name
     assert checkpoint.read_card(tmp_path / "seeing").robots == checkpoint.read_card(tmp_path / "next").robots
+
+
+def test_a_robot_in_another_place_may_have_statistics_of_its_own(
+    uninterrupted: Path, recipe: Recipe, point_data: Path, tmp_path: Path
+) -> None:
+    still = replace(recipe, steps=1, optimizer=replace(recipe.optimizer, rate=0.0, backbone_rate=0.0))
+    moved = shutil.copytree(uninterrupted, tmp_path / "moved")
+    card = json.loads((moved / checkpoint.CARD).read_text())
+    for robot in card["robots"].values():
+        robot["normalisation"]["proprio_mean"][0] += 7
+        del robot["normalisation_sha256"]
+    (moved / checkpoint.CARD).write_text(json.dumps(card))
+    for name, new in (("kept", False), ("new", True)):
+        train(still, point_data, tmp_path / name, initial=moved, new_statistics=new)
+        assert weights(tmp_path / name) == weights(uninterrupted)
+    assert checkpoint.read_card(tmp_path / "new").robots == checkpoint.read_card(uninterrupted).robots
+    assert checkpoint.read_card(tmp_path / "kept").robots != checkpoint.read_card(uninterrupted).robots
 
 
 def test_a_run_may_end_by_its_time_and_go_on_with_more(

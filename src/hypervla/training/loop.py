@@ -36,6 +36,7 @@ def train(
     resume: bool = False,
     initial: Path | None = None,
     vision_only: bool = False,
+    new_statistics: bool = False,
     device: str = "cpu",
     on_step: OnStep | None = None,
     save_every: int = SAVE_EVERY,
@@ -45,8 +46,9 @@ def train(
 ) -> None:
     """Train `recipe` on the datasets in `data`; the checkpoint in `out` holds the averaged weights.
 
-    `initial` is a checkpoint to start from, with a fresh optimizer: robots it knows keep their statistics, tensors that
-    do not fit start afresh and are listed; with `vision_only` its shared vision backbone alone is taken. With `minutes`
+    `initial` is a checkpoint to start from, with a fresh optimizer: robots it knows keep their statistics (but with
+    `new_statistics` have this data's), tensors that do not fit start afresh and are listed; with `vision_only` its
+    shared vision backbone alone is taken. With `minutes`
     the run ends after so much processor time, if its steps have not ended it before. Batches are made by `workers`
     processes beside this one, or here when 0; they are the same for any number. All images are decoded first when
     they fit the recipe's memory; `keep_pictures` is a folder that keeps them, however many, for the next run.
@@ -59,7 +61,7 @@ def train(
         check_fit(recipe, embodiment)
     check_left_out(recipe, mixture)
     check_out(out, resume)
-    robots = robots_of(recipe, mixture, None if vision_only else initial)
+    robots = robots_of(recipe, mixture, None if vision_only or new_statistics else initial)
     size, margin, pictures = recipe.sampling.image_size, recipe.sampling.view_shift, None
     if keep_pictures is not None or bytes_needed(mixture, size, margin) <= recipe.memory_gb * 2**30:
         pictures = InMemory(mixture, size, margin, folder=keep_pictures)
