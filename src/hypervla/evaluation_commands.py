@@ -295,12 +295,12 @@ def _served(suite: Suite, checkpoint: str, device: str = "cpu", engine: str | No
     if checkpoint.startswith(SERVED):
         yield checkpoint
         return
-    from hypervla.evaluation.trial import known_robot
+    from hypervla.evaluation.standing_in import load_for
     from hypervla.runtime.client import Served
-    from hypervla.runtime.opening import describe, load_on
+    from hypervla.runtime.opening import describe
     from hypervla.serving.server import PolicyServer
 
     path = find_checkpoint(checkpoint)
-    compiler = load_on(path, check_device(device), known_robot(path, suite.embodiment), engine)
+    compiler = load_for(path, check_device(device), suite.embodiment, engine)
     with PolicyServer(compiler, port=0, served=Served(path.name, device, engine and describe(engine))) as serving:
         yield f"{SERVED}127.0.0.1:{serving.port}"

@@ -16,6 +16,7 @@ from hypervla.embodiment import Embodiment
 from hypervla.evaluation.film import Film
 from hypervla.evaluation.results import STAGES, Trial, TrialRecord
 from hypervla.evaluation.smoothness import smoothness
+from hypervla.evaluation.standing_in import load_for
 from hypervla.evaluation.suites import InstructionSet, Suite, environment_seed
 from hypervla.evaluation.taxonomy import Failure, failure
 from hypervla.runtime.execution import Execution
@@ -32,21 +33,12 @@ def load_compiler(
     checkpoint: Path | str, device: str, *, robot: Embodiment, engine: str | None = None
 ) -> Compiler[TimedPolicy]:
     """The compiler of runtime/ for that robot, or the only one it knows; with `engine` its policies act on that: the
-    file of an exported one, or cuda:PRECISION. It is imported here because it brings PyTorch."""
+    file of an exported one, or cuda:PRECISION."""
     if isinstance(checkpoint, str):
         from hypervla.runtime.client import RemoteCompiler
 
         return RemoteCompiler(checkpoint, robot)
-    from hypervla.runtime.opening import load_on
-
-    return load_on(checkpoint, device, known_robot(checkpoint, robot), engine)
-
-
-def known_robot(checkpoint: Path, robot: Embodiment) -> str | None:
-    """What a checkpoint of several calls this robot; None leaves it the only one it knows."""
-    from hypervla.checkpoint import read_card
-
-    return robot.name if robot.name in read_card(checkpoint).robots else None
+    return load_for(checkpoint, device, robot, engine)
 
 
 @dataclass(frozen=True)
