@@ -107,14 +107,15 @@ def test_stored_states_are_those_that_unpickling_gives() -> None:
             np.testing.assert_array_equal(found, wanted)
 
 
-def test_it_keeps_the_contract(opened: Open) -> None:
+@pytest.mark.parametrize(("suite", "number"), [("object", 0), ("spatial", 4), ("goal", 3), ("10", 3)])
+def test_it_keeps_the_contract(opened: Open, suite: str, number: int) -> None:
     experts = {}
 
     def solve(environment: LiberoEnvironment) -> ActionChunk:
         expert = experts.setdefault(id(environment), LiberoExpert(environment))
         return ActionChunk(expert.action()[None])
 
-    check_environment(lambda: opened("object", 0), solve, limit=220)
+    check_environment(lambda: opened(suite, number), solve, limit=400)
 
 
 @pytest.mark.parametrize(("opening", "word"), [(0, "missed"), (60, "dropped")])
