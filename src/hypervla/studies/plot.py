@@ -27,7 +27,7 @@ def draw(
 
     across = min(MOST_ACROSS, len(columns))
     down = -(-len(columns) // across)
-    size = (2 + 3 * across, down * (0.8 + 0.32 * len(systems)))
+    size = (2 + 3 * across, down * (1.0 + 0.32 * len(systems)))
     figure = Figure(size, dpi=130, layout="constrained")
     panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).flat
     for panel, (name, values) in zip(panels, columns.items(), strict=False):
@@ -41,7 +41,7 @@ def draw(
             color=[OTHER if place else FIRST for place in shown],
             ecolor=LINE,
         )
-        panel.set_title(name, fontsize="medium")
+        panel.set_title(textwrap.fill(name, 36), fontsize="medium")
         panel.set_yticks(range(len(systems)), systems)
         panel.set_ylim(len(systems) - 0.5, -0.5)
         panel.set_xlim(0, 1)

@@ -121,10 +121,14 @@ def markdown(conductor: Conductor, found: Entries) -> str:
     return "\n".join([*text, "", *(f"- {note}" for note in notes(study, found)), ""])
 
 
+def scenes(found: Entries) -> list[str]:
+    """What a reader of the rates should know about the pictures."""
+    return sorted({r.conditions.scene for one in found.values() for r in one.seeds.values() if r.conditions.scene})
+
+
 def notes(study: Study, found: Entries) -> list[str]:
-    """What a reader of the table should know: of the pictures, and of the published figures."""
-    scenes = {r.conditions.scene for one in found.values() for r in one.seeds.values() if r.conditions.scene}
-    return [*sorted(scenes), *([study.published] if study.published else [])]
+    """And about the published figures beside them."""
+    return [*scenes(found), *([study.published] if study.published else [])]
 
 
 def to_json(conductor: Conductor) -> dict[str, Any]:
@@ -147,7 +151,7 @@ def save(conductor: Conductor) -> Entries:
     values = {
         column.title: [found[part, system, column].value for system in study.systems] for part, column in columns(study)
     }
-    draw([system.name for system in study.systems], values, notes(study, found), conductor.out / "study.png")
+    draw([system.name for system in study.systems], values, scenes(found), conductor.out / "study.png")
     write_atomically(conductor.out / "study.md", markdown(conductor, found).encode())
     write_atomically(conductor.out / "study.json", (json.dumps(to_json(conductor)) + "\n").encode())
     return found
