@@ -47,6 +47,12 @@ class Camera:
             return None
         return replace(self, crop=crop)
 
+    def middle(self, area: float) -> Camera:
+        """This camera with the middle of its view, of this share of the area, in whole pixels."""
+        top, left, height, width = self.crop or (0, 0, self.height, self.width)
+        rows, columns = (round(side * area**0.5) for side in (height, width))
+        return replace(self, crop=(top + (height - rows) // 2, left + (width - columns) // 2, rows, columns))
+
     def view(self, image: UInt8[np.ndarray, "*T height width 3"]) -> UInt8[np.ndarray, "*T h w 3"]:
         """The part of the image, or of each image, that a policy looks at."""
         top, left, height, width = self.crop or (0, 0, self.height, self.width)
@@ -133,6 +139,10 @@ class Embodiment:
             )
         if not np.isfinite(proprio).all():
             raise UserError(f"The proprio holds NaN or infinite numbers ({proprio.tolist()}): check the robot's state.")
+
+    def middle(self, area: float) -> Embodiment:
+        """This robot, of whose cameras' views the middle is looked at."""
+        return self if area == 1.0 else replace(self, cameras=tuple(camera.middle(area) for camera in self.cameras))
 
     def clip(self, actions: Float32[np.ndarray, "H A"]) -> ActionChunk:
         """Actions kept inside the robot's limits."""

@@ -301,6 +301,6 @@ def _served(suite: Suite, checkpoint: str, device: str = "cpu", engine: str | No
     from hypervla.serving.server import PolicyServer
 
     path = find_checkpoint(checkpoint)
-    compiler = load_for(path, check_device(device), suite.embodiment, engine)
+    compiler = load_for(path, check_device(device), suite.embodiment, engine, suite.middle)
     with PolicyServer(compiler, port=0, served=Served(path.name, device, engine and describe(engine))) as serving:
         yield f"{SERVED}127.0.0.1:{serving.port}"

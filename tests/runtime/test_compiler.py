@@ -42,6 +42,23 @@ def test_the_instruction_and_the_first_image_each_change_the_weights(compiler: C
     assert np.array_equal(compiler.compile("find the goal", IMAGE).weights, policy.weights)
 
 
+def test_the_middle_of_the_view_is_compiled_from_and_acted_on(checkpoint_folder: Path) -> None:
+    """As whoever cuts the pictures and enlarges nothing would do it."""
+    seeing = load(checkpoint_folder)
+    seeing.see_middle(0.5)
+    (camera,) = seeing.embodiment.cameras
+    assert camera.crop == (7, 7, 17, 17), "17 of 24 pixels: half of the area"
+    policy, seen = seeing.compile("find the goal", IMAGE), tiny.observation(1)
+    edged = {"top": np.full_like(IMAGE, 9)}
+    edged["top"][7:24, 7:24] = IMAGE[7:24, 7:24]
+    np.testing.assert_array_equal(seeing.compile("find the goal", edged).weights, policy.weights)
+    whole = load(checkpoint_folder)
+    assert not np.allclose(whole.compile("find the goal", IMAGE).weights, policy.weights)
+    inside = {"top": np.where(np.isin(np.arange(32), range(7, 24))[:, None, None], seen.images["top"], 0)}
+    inside["top"] = inside["top"].astype(np.uint8)
+    np.testing.assert_array_equal(policy.act(replace(seen, images=inside)).actions, policy.act(seen).actions)
+
+
 def test_many_contexts_at_once_equal_one_by_one(compiler: Compiler) -> None:
     contexts = [TaskContext(s, tiny.observation(i).images) for i, s in enumerate(tiny.INSTRUCTIONS)]
     for policy, context in zip(compiler.compile_many(contexts), contexts, strict=True):

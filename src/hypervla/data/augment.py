@@ -46,16 +46,6 @@ def resize(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "s
     return np.clip(np.rint(out, out=out), 0, 255, out=out).astype(np.uint8)
 
 
-def centre_crop(image: UInt8[np.ndarray, "h w 3"], area: float = 0.9) -> UInt8[np.ndarray, "h w 3"]:
-    """The middle with this share of the area brought back to the image's size, bilinear; it has no inverse.
-
-    What policies trained with random crops are evaluated with.
-    """
-    side = area**0.5
-    planes = _crop(image, ((1 - side) / 2, (1 - side) / 2, side, side), _workspace(*image.shape[:2]))
-    return np.ascontiguousarray(np.rint(planes * np.float32(255)).astype(np.uint8).transpose(2, 1, 0))
-
-
 @dataclass(frozen=True)
 class Drawn:
     """The numbers of one augmentation: an observation and its initial image share them."""

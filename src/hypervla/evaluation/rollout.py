@@ -52,7 +52,7 @@ def evaluate(
     _check(checkpoint, trials, workers, engine, ray)
     started = time.perf_counter()
     asked = tickets(suite, trials=trials, seed=seed, instructions=instructions)
-    load = load or partial(load_compiler, robot=suite.embodiment, engine=engine)
+    load = load or partial(load_compiler, robot=suite.embodiment, engine=engine, middle=suite.middle)
     job = Job(checkpoint, suite, execution, device, load)
     crew_of = ProcessCrew if ray is None else partial(RayCrew, address=ray)
     with crew_of(job, workers, len(asked), out / "films") as crew:
@@ -134,7 +134,7 @@ def act(
     Raises UserError for an unknown task, an instruction no policy can be compiled from, or a crash on the way.
     """
     suite = suite.only([task])
-    compiler = (load or partial(load_compiler, robot=suite.embodiment))(checkpoint, device)
+    compiler = (load or partial(load_compiler, robot=suite.embodiment, middle=suite.middle))(checkpoint, device)
     check_robot(compiler, suite.embodiment)
     environment = suite.environment(task)
     adjust(environment, compiler.embodiment)

@@ -25,11 +25,14 @@ DATASETS: Mapping[str, tuple[str, ...]] = {
 """By the simulated robot: what its real one is called in a checkpoint, which is the dataset's name (data/oxe.toml)."""
 
 
-def load_for(checkpoint: Path, device: str, robot: Embodiment, engine: str | None = None) -> Compiler[NamedPolicy]:
-    """The checkpoint on this robot, or on the only one it knows. Raises UserError. It brings PyTorch."""
+def load_for(
+    checkpoint: Path, device: str, robot: Embodiment, engine: str | None = None, middle: float = 1.0
+) -> Compiler[NamedPolicy]:
+    """The checkpoint on this robot, or on the only one it knows, looking at the middle of what its cameras see; with
+    `engine` its policies act on that (load_on). Raises UserError. It brings PyTorch."""
     from hypervla.runtime.opening import load_on
 
-    compiler = load_on(checkpoint, device, robot_in(checkpoint, robot), engine)
+    compiler = load_on(checkpoint, device, robot_in(checkpoint, robot), engine, middle)
     return StandingIn(compiler, robot) if stands_in(compiler.embodiment.name, robot) else compiler
 
 

@@ -50,6 +50,8 @@ class Suite:
     trials: int = 10
     """Of each task, by the protocol."""
     max_steps: int = 400
+    middle: float = 1.0
+    """Share of the area of the cameras' views that a checkpoint looks at, in the middle."""
     task_steps: Mapping[str, int] = field(default_factory=dict)
     """Of tasks whose trials are shorter than `max_steps`."""
     scenes: Mapping[str, int] = field(default_factory=dict)
@@ -136,6 +138,7 @@ def _libero(part: str, whose: str) -> Suite:
     from hypervla.simulation import libero
 
     protocol = libero.PROTOCOLS[whose]
+    middle = RELEASED_MIDDLE if whose == "-hypervla" else 1.0
     return Suite(
         name=f"libero-{part}{whose}",
         tasks=libero.tasks()[part],
@@ -143,8 +146,9 @@ def _libero(part: str, whose: str) -> Suite:
         environment=partial(_libero_environment, part, whose),
         sentences=_libero_sentences,
         success_rule=protocol.rule(part),
-        scene=libero.scene(),
+        scene=_said(libero.scene(), middle),
         trials=50,
+        middle=middle,
         max_steps=protocol.steps[part],
         scenes=dict.fromkeys(libero.tasks()[part], libero.STORED),
         make=partial(_libero_demonstrated, part, whose),
@@ -163,8 +167,9 @@ def _simpler(name: str, drawn: bool) -> Suite:
         sentences=_simpler_sentences,
         success_rule="ManiSkill 3's, at any step (SIMPLER asks at the last one): the thing is on its target, and "
         "carrot and cube press on it; SIMPLER also wants these to touch nothing else.",
-        scene=simpler.scene(),
+        scene=_said(simpler.scene(), RELEASED_MIDDLE if drawn else 1.0),
         trials=20 if drawn else simpler.SCENES,
+        middle=RELEASED_MIDDLE if drawn else 1.0,
         max_steps=max(task.steps for task in simpler.TASKS.values()),
         task_steps={name: task.steps for name, task in simpler.TASKS.items()},
         scenes={} if drawn else dict.fromkeys(simpler.TASKS, simpler.SCENES),
@@ -216,8 +221,9 @@ def _simpler_google(name: str) -> Suite:
         sentences=_scene_sentences,
         success_rule="SIMPLER's own, at any step (its scripts ask at the last one): the thing is lifted, or near the "
         "other with nothing knocked over; the drawer is 15 cm open, or within 5 cm of closed.",
-        scene=simpler_google.NEVER_RUN,
+        scene=_said(simpler_google.NEVER_RUN, RELEASED_MIDDLE if drawn else 1.0),
         trials=20 if drawn else 36,
+        middle=RELEASED_MIDDLE if drawn else 1.0,
         max_steps=max(steps.values()),
         task_steps=steps,
         scenes={} if drawn else {task: simpler_google.TASKS[task].grid for task in steps},
@@ -254,6 +260,18 @@ def _libero_sentences(task: str, instructions: InstructionSet) -> tuple[str, ...
     from hypervla.simulation.libero import sentence
 
     return _only_sentence(sentence(task), instructions)
+
+
+RELEASED_MIDDLE = 0.9
+"""As HyperVLA's released code is run (--crop), whose policies were trained on random crops."""
+
+
+def _said(scene: str, middle: float) -> str:
+    """What a reader should know of the pictures, and how much of them was looked at."""
+    looked = (
+        "" if middle == 1.0 else f"A checkpoint looks at the middle {middle:.0%} of the pictures.".replace("%", " %")
+    )
+    return f"{scene} {looked}".strip()
 
 
 IN_SCENE_OF = " in the scene of "

@@ -30,15 +30,14 @@ Load = Callable[[Path | str, str], Compiler[TimedPolicy]]
 
 
 def load_compiler(
-    checkpoint: Path | str, device: str, *, robot: Embodiment, engine: str | None = None
+    checkpoint: Path | str, device: str, *, robot: Embodiment, engine: str | None = None, middle: float = 1.0
 ) -> Compiler[TimedPolicy]:
-    """The compiler of runtime/ for that robot, or the only one it knows; with `engine` its policies act on that: the
-    file of an exported one, or cuda:PRECISION."""
+    """The compiler of a checkpoint for that robot, as `load_for` has it, or of the server at an address."""
     if isinstance(checkpoint, str):
         from hypervla.runtime.client import RemoteCompiler
 
         return RemoteCompiler(checkpoint, robot)
-    return load_for(checkpoint, device, robot, engine)
+    return load_for(checkpoint, device, robot, engine, middle)
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,11 @@ class Compiler:
         self.known, self.refuse_unfamiliar = known, False
         self.remembered: Remembered[str, Written] = Remembered(remember)
 
+    def see_middle(self, area: float) -> None:
+        """From now on, look at the middle of the cameras' views, of this share of the area: how policies are evaluated
+        that were trained on random crops (HyperVLA's released code: 0.9)."""
+        self.embodiment = self.embodiment.middle(area)
+
     def use(self, engine: Engine) -> None:
         """Task policies that are compiled from now on act on this engine. Raises UserError for another backbone's."""
         if engine.backbone_digest != self.engine.backbone_digest:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,11 @@ class Teller:
         self.digest, self.provenance = about.digest, about.provenance
         self.robot = Robot.from_json(about.robot(robot))
         self.embodiment = self.robot.embodiment
+
+    def see_middle(self, area: float) -> None:
+        """From now on, look at the middle of the cameras' views, of this share of the area (Compiler.see_middle)."""
+        self.embodiment = self.embodiment.middle(area)
+        self.robot = replace(self.robot, embodiment=self.embodiment)
 
     def compile(self, instruction: str, images: Image | Mapping[str, Image]) -> InstructedPolicy:
         """A policy for a new episode, which has seen nothing yet. The first image is checked and not otherwise used.

@@ -18,15 +18,21 @@ FRAMES = 16
 """Images of noise that the fast path is checked on."""
 
 
-def load_on(checkpoint: Path, device: str, robot: str | None, engine: str | None) -> Compiler | Teller:
-    """A checkpoint; its task policies act on the engine of that name, if one is given. Raises UserError."""
+def load_on(
+    checkpoint: Path, device: str, robot: str | None, engine: str | None, middle: float = 1.0
+) -> Compiler | Teller:
+    """A checkpoint; its task policies act on the engine of that name, if one is given, and look at so much of the
+    middle of the cameras' views. Raises UserError."""
     import torch
 
     from hypervla.runtime import compiler
 
     if engine is None:
-        return compiler.load(checkpoint, device, robot)
+        found = compiler.load(checkpoint, device, robot)
+        found.see_middle(middle)
+        return found
     loaded = compiler.load_compiler(checkpoint, device, robot)
+    loaded.see_middle(middle)
     loaded.use(engine_named(engine, loaded, torch.get_num_threads()))
     return loaded
 
