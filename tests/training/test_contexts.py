@@ -47,7 +47,7 @@ def test_held_back_episodes_are_drawn_apart(point_data: Path) -> None:
     (reader,) = mixture.readers
     seen = [draw(mixture, 400, 24, np.random.default_rng(0), held_back=held_back) for held_back in (False, True)]
     assert [len(contexts) for contexts in seen] == [400, 400 if len(reader.validation_episodes) else 0]
-    first, second = ({images.tobytes() for _, images in contexts} for contexts in seen)
+    first, second = ({context.images.tobytes() for context in contexts} for contexts in seen)
     assert not first & second
     assert len(first) == len(reader) - len(reader.validation_episodes)
 
@@ -55,7 +55,7 @@ def test_held_back_episodes_are_drawn_apart(point_data: Path) -> None:
 def test_an_unfamiliar_context_is_flagged_and_may_be_refused(copy: Path, tmp_path: Path) -> None:
     known = checkpoint.read_contexts(copy, checkpoint.read_card(copy))
     assert known is not None
-    small = type(known)(known.mean + 1, known.whitening, known.limit)  # as if it had been trained with others
+    small = type(known)(known.means + 1, known.whitening, known.limit)  # as if it had been trained with others
     checkpoint.add_contexts(copy, small)
     compiler = load_compiler(copy)
     policy = compiler.compile("find the goal", IMAGE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +22,14 @@ FITTED, JUDGED = 2_000, 500
 TOGETHER = 64
 """Contexts that are embedded in one call."""
 
-Context = tuple[str, UInt8[np.ndarray, "C h w 3"]]
+
+class Context(NamedTuple):
+    """What a task policy was generated from in training."""
+
+    sentence: str
+    images: UInt8[np.ndarray, "C h w 3"]
+    task: str
+    """The instruction as the dataset has it, which `sentence` is a way to say."""
 
 
 def keep_contexts(folder: Path, mixture: Mixture, device: str = "cpu", seed: int = 0) -> KnownContexts | None:
@@ -38,7 +46,8 @@ def keep_contexts(folder: Path, mixture: Mixture, device: str = "cpu", seed: int
     judged = draw(mixture, JUDGED, model.config.image_size, random, held_back=True)
     if not fitted:
         return None
-    known = KnownContexts.fit(embed(model, fitted, device), embed(model, judged, device) if judged else None)
+    tasks = [context.task for context in fitted]
+    known = KnownContexts.fit(embed(model, fitted, device), tasks, embed(model, judged, device) if judged else None)
     checkpoint.add_contexts(folder, known)
     return known
 
@@ -62,7 +71,7 @@ def _context(reader: EpisodeReader, row: int, size: int, random: np.random.Gener
         return []
     ways = list(dict.fromkeys([sentence, *reader.paraphrases.get(sentence, ())]))
     images = {camera.name: reader.images(camera.name, [row])[0] for camera in reader.embodiment.cameras}
-    return [(ways[random.integers(len(ways))], preprocess(images, reader.embodiment, size))]
+    return [Context(ways[random.integers(len(ways))], preprocess(images, reader.embodiment, size), sentence)]
 
 
 @torch.inference_mode()
@@ -71,6 +80,6 @@ def embed(model: HyperVLA, contexts: list[Context], device: str) -> Float[Tensor
     found = []
     for first in range(0, len(contexts), TOGETHER):
         some = contexts[first : first + TOGETHER]
-        images = torch.from_numpy(np.stack([images for _, images in some])).to(device)
-        found.append(model.embed([sentence for sentence, _ in some], images).float().cpu())
+        images = torch.from_numpy(np.stack([context.images for context in some])).to(device)
+        found.append(model.embed([context.sentence for context in some], images).float().cpu())
     return torch.cat(found)
