@@ -28,7 +28,7 @@ train "$runs/metaworld_small_2" --data "$data/mt10" --data "$data/mt10-driven" \
 # All fifty tasks; the ten's own demonstrations go on at half their weight.
 hypervla record --suite metaworld-mt50 --episodes 50 --noise 0.3 --max-steps 300 --workers 2 --out "$data/mt50"
 train "$runs/metaworld_small" --data "$data/mt50" --data "$data/mt10:0.5" \
-    --init "$runs/metaworld_small_2" --steps 6000 # 90 minutes on one core
+    --init "$runs/metaworld_small_2" --steps 6000 # 105 minutes of one core
 
 # Scenes, and then sentences, that training has not seen; then every instruction of three tasks in all their scenes.
 hypervla eval "$runs/metaworld_small" --suite metaworld-mt50 --trials 10 --out "$runs/eval-mt50"

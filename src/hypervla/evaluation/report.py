@@ -13,7 +13,7 @@ from hypervla.evaluation.film import Filmstrip
 from hypervla.evaluation.intervals import Rate
 from hypervla.evaluation.page import milliseconds, percent, render, seconds, span
 from hypervla.evaluation.results import Percentiles, Results, Trial, completion, failures, save_whole, smoothness
-from hypervla.evaluation.suites import RECORDING_SEEDS, SUITES
+from hypervla.evaluation.suites import RECORDING_SEEDS
 from hypervla.evaluation.taxonomy import MEANINGS
 
 if TYPE_CHECKING:
@@ -154,8 +154,7 @@ def _protocol(results: Results) -> Iterator[tuple[str, str]]:
     yield "Suite", conditions.suite
     if results.group_mean is not None:
         yield "Mean over groups", f"{percent(results.group_mean)}: what published figures of this suite are"
-    suite = SUITES.get(conditions.suite)
-    protocol = suite().trials if suite is not None else conditions.trials
+    protocol = conditions.trials if results.suite is None else results.suite.trials
     said = "" if protocol == conditions.trials else f" (the protocol has {protocol})"
     yield "Tasks × trials", f"{len(conditions.tasks)} × {conditions.trials}{said}"
     yield "Scenes", f"environment seeds {min(seeds):,} to {max(seeds):,} (seed {conditions.seed})"

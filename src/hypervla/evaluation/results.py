@@ -18,7 +18,7 @@ from hypervla.contracts import UserError
 from hypervla.durable import write_atomically
 from hypervla.embodiment import EMBODIMENTS
 from hypervla.evaluation.intervals import PairedDifference, Rate
-from hypervla.evaluation.suites import SUITES
+from hypervla.evaluation.suites import SUITES, Suite
 from hypervla.evaluation.taxonomy import counted
 
 FORMAT = 1
@@ -167,10 +167,15 @@ class Results:
         return {task: Rate.of(trial.success for trial in trials) for task, trials in self.trials_by_task.items()}
 
     @cached_property
+    def suite(self) -> Suite | None:
+        """The suite as it is here; None for one that is not known here."""
+        make = SUITES.get(self.conditions.suite)
+        return None if make is None else make()
+
+    @cached_property
     def by_group(self) -> Mapping[str, Rate]:
         """Of a suite whose published figure is a mean over groups of tasks; empty where some tasks were left out."""
-        make = SUITES.get(self.conditions.suite)
-        groups = make().groups if make is not None else {}
+        groups = {} if self.suite is None else self.suite.groups
         if {task for tasks in groups.values() for task in tasks} != set(self.conditions.tasks):
             return {}
         return {

@@ -33,7 +33,7 @@ def load_for(
     from hypervla.runtime.opening import load_on
 
     compiler = load_on(checkpoint, device, robot_in(checkpoint, robot), engine, middle)
-    return StandingIn(compiler, robot) if stands_in(compiler.embodiment.name, robot) else compiler
+    return StandingIn(compiler, robot) if compiler.embodiment.name in DATASETS.get(robot.name, ()) else compiler
 
 
 def robot_in(checkpoint: Path, robot: Embodiment) -> str | None:
@@ -51,11 +51,6 @@ def robot_in(checkpoint: Path, robot: Embodiment) -> str | None:
             "without proprio."
         )
     return known[0] if known else None
-
-
-def stands_in(name: str, robot: Embodiment) -> bool:
-    """Whether a checkpoint's robot of that name is the simulated one in reality."""
-    return name in DATASETS.get(robot.name, ())
 
 
 @dataclass(frozen=True)

@@ -159,6 +159,7 @@ def _libero(part: str, whose: str) -> Suite:
 def _simpler(name: str, drawn: bool) -> Suite:
     from hypervla.simulation import simpler
 
+    middle = RELEASED_MIDDLE if drawn else 1.0
     return Suite(
         name=name,
         tasks=tuple(simpler.TASKS),
@@ -167,9 +168,9 @@ def _simpler(name: str, drawn: bool) -> Suite:
         sentences=_simpler_sentences,
         success_rule="ManiSkill 3's, at any step (SIMPLER asks at the last one): the thing is on its target, and "
         "carrot and cube press on it; SIMPLER also wants these to touch nothing else.",
-        scene=_said(simpler.scene(), RELEASED_MIDDLE if drawn else 1.0),
+        scene=_said(simpler.scene(), middle),
         trials=20 if drawn else simpler.SCENES,
-        middle=RELEASED_MIDDLE if drawn else 1.0,
+        middle=middle,
         max_steps=max(task.steps for task in simpler.TASKS.values()),
         task_steps={name: task.steps for name, task in simpler.TASKS.items()},
         scenes={} if drawn else dict.fromkeys(simpler.TASKS, simpler.SCENES),
@@ -213,6 +214,7 @@ def _simpler_google(name: str) -> Suite:
 
     steps = {task: simpler_google.TASKS[task].steps for task in simpler_google.SETS[name]}
     drawn = name in simpler_google.DRAWN
+    middle = RELEASED_MIDDLE if drawn else 1.0
     return Suite(
         name=name,
         tasks=tuple(steps),
@@ -221,9 +223,9 @@ def _simpler_google(name: str) -> Suite:
         sentences=_scene_sentences,
         success_rule="SIMPLER's own, at any step (its scripts ask at the last one): the thing is lifted, or near the "
         "other with nothing knocked over; the drawer is 15 cm open, or within 5 cm of closed.",
-        scene=_said(simpler_google.NEVER_RUN, RELEASED_MIDDLE if drawn else 1.0),
+        scene=_said(simpler_google.NEVER_RUN, middle),
         trials=20 if drawn else 36,
-        middle=RELEASED_MIDDLE if drawn else 1.0,
+        middle=middle,
         max_steps=max(steps.values()),
         task_steps=steps,
         scenes={} if drawn else {task: simpler_google.TASKS[task].grid for task in steps},
