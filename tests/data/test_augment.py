@@ -114,6 +114,8 @@ def test_hard_edges_are_rounded_and_clipped_once() -> None:
     weights /= weights.sum(axis=1, keepdims=True)
     wanted = np.clip(np.rint(np.einsum("yh,xw,hwc->yxc", weights, weights, image)), 0, 255)
     assert differ(resize(image, 20), wanted) <= 1
+    narrow = np.clip(np.rint(np.einsum("yh,hwc->ywc", weights, image)), 0, 255)
+    assert differ(resize(image, (20, 60)), narrow) <= 1
 
 
 def test_views_that_are_not_contiguous_are_read_as_they_look() -> None:

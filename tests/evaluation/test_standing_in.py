@@ -8,11 +8,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from hypervla import checkpoint
 from hypervla.contracts import ActionChunk, Observation, UserError
 from hypervla.data import oxe
+from hypervla.data.augment import resize
 from hypervla.embodiment import GOOGLE_ROBOT, WIDOWX, Camera, Gripper
 from hypervla.evaluation.standing_in import DATASETS, StandingIn, robot_in
 from hypervla.evaluation.suites import suite
@@ -66,7 +66,7 @@ def test_it_sees_what_the_datasets_camera_would_have_delivered() -> None:
     images = {"3rd_view_camera": picture()}
     policy = StandingIn(bridge, WIDOWX).compile("put it there", images)
     np.testing.assert_array_equal(policy.act(Observation(images)).actions, TOLD)
-    wanted = np.asarray(Image.fromarray(picture()).resize((256, 256), Image.Resampling.LANCZOS))
+    wanted = resize(picture(), 256)
     for seen in bridge.seen:
         np.testing.assert_array_equal(seen["primary"], wanted)
     with pytest.raises(UserError, match=r"delivers uint8 images of shape \(480, 640, 3\)"):

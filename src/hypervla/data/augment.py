@@ -31,18 +31,20 @@ OPENVLA = Augmentation((0.9, 0.9), (1.0, 1.0), brightness=0.2, contrast=(0.8, 1.
 """What OpenVLA is fine-tuned with."""
 
 
-def resize(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "size size 3"]:
+def resize(image: UInt8[np.ndarray, "h w 3"], size: int | tuple[int, int]) -> UInt8[np.ndarray, "height width 3"]:
     """Lanczos with three lobes, antialiased, rounded once at the end as the published pipelines do; it has no inverse.
 
-    Pillow's own way with RGB images also rounds and clips between rows and columns: up to 40 off at hard edges.
+    `size` is a square's, or height and width. Pillow's own way with RGB images also rounds and clips between rows and
+    columns: up to 40 off at hard edges.
     """
-    if image.shape[:2] == (size, size):
+    height, width = (size, size) if isinstance(size, int) else size
+    if image.shape[:2] == (height, width):
         return image
     from PIL import Image  # here, since a robot whose camera already has the size needs none
 
-    out = np.empty((size, size, 3), np.float32)
+    out = np.empty((height, width, 3), np.float32)
     for channel, band in enumerate(Image.fromarray(np.ascontiguousarray(image)).split()):
-        out[..., channel] = np.asarray(band.convert("F").resize((size, size), Image.Resampling.LANCZOS))
+        out[..., channel] = np.asarray(band.convert("F").resize((width, height), Image.Resampling.LANCZOS))
     return np.clip(np.rint(out, out=out), 0, 255, out=out).astype(np.uint8)
 
 

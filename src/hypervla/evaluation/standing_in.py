@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from hypervla.contracts import ActionChunk, Image, Observation, UserError
-from hypervla.embodiment import GOOGLE_ROBOT, WIDOWX, Camera, Embodiment
+from hypervla.data.augment import resize
+from hypervla.embodiment import GOOGLE_ROBOT, WIDOWX, Embodiment
 from hypervla.runtime.protocols import Compiler, NamedPolicy
 from hypervla.runtime.task_policy import Timing
 
@@ -88,7 +89,7 @@ class StandingIn:
     def seen(self, images: Mapping[str, Seen]) -> dict[str, Image]:
         """What the dataset's camera would have delivered: the same picture in its size."""
         (theirs,), (ours,) = self.embodiment.cameras, self.compiler.embodiment.cameras
-        return {ours.name: _sized(images[theirs.name], ours)}
+        return {ours.name: resize(images[theirs.name], (ours.height, ours.width))}
 
     def told(self, chunk: ActionChunk) -> ActionChunk:
         """The dataset's actions in the twin's numbers: metres and radians are the same, the gripper's are not."""
@@ -120,12 +121,3 @@ class StandingInPolicy:
         """The twin's next actions. Raises UserError for an observation it cannot have made."""
         self.between.embodiment.check_observation(observation, needs_proprio=False)
         return self.between.told(self.own.act(Observation(self.between.seen(observation.images))))
-
-
-def _sized(image: Seen, camera: Camera) -> Image:
-    """Lanczos, as what the networks see is made smaller."""
-    if image.shape[:2] == (camera.height, camera.width):
-        return image
-    from PIL import Image as Picture
-
-    return np.asarray(Picture.fromarray(image).resize((camera.width, camera.height), Picture.Resampling.LANCZOS))
