@@ -28,8 +28,9 @@ class Metrics:
     A resumed run drops the lines after the step it continues from, so that the log reads like one run.
     """
 
-    def __init__(self, out: Path, steps: int, first_step: int) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    def __init__(self, out: Path, steps: int, first_step: int, minutes: float | None = None) -> None:
+        """A run that ends after so many steps, or earlier: after so much processor time."""
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
         self._path = out / LOG
         if self._path.exists():
@@ -37,15 +38,17 @@ class Metrics:
             self._path.write_text("".join(row + "\n" for row in rows))
         self._board_folder, self._board = str(out / "tensorboard"), None
         self._interactive = sys.stderr.isatty()
-        columns = ("loss {task.fields[loss]:.4f}", "{task.fields[rate]:.0f} samples/s")
+        columns = ("loss {task.fields[loss]:.4f}", "{task.fields[rate]:.0f} samples/s", "{task.fields[left]}")
         from rich.console import Console
 
         self._bar = Progress(
-            TextColumn("training"), BarColumn(), MofNCompleteColumn(), *map(TextColumn, columns), TimeRemainingColumn(),
+            TextColumn("training"), BarColumn(), MofNCompleteColumn(), *map(TextColumn, columns),
             console=Console(stderr=True), disable=not self._interactive,
         )  # fmt: skip
-        self._task = self._bar.add_task("training", total=steps, completed=first_step, loss=float("nan"), rate=0.0)
+        fields = {"loss": float("nan"), "rate": 0.0, "left": ""}
+        self._task = self._bar.add_task("training", total=steps, completed=first_step, **fields)
         self._steps, self._started, self._first = steps, time.monotonic(), first_step
+        self._minutes, self.processor_seconds = minutes, processor_seconds(out)
 
     def __enter__(self) -> Metrics:
         self._bar.start()
@@ -67,11 +70,20 @@ class Metrics:
             self._board = SummaryWriter(self._board_folder, purge_step=self._first)
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
-        self._bar.update(self._task, completed=step, loss=values["loss"], rate=values["samples_per_second"])
+        self.processor_seconds += values["processor_seconds"]
+        rate, left = values["samples_per_second"], self._left(step)
+        self._bar.update(self._task, completed=step, loss=values["loss"], rate=rate, left=left)
         if not self._interactive:
-            left = (time.monotonic() - self._started) / max(1, step - self._first) * (self._steps - step)
             text = ", ".join(f"{name} {value:.5g}" for name, value in values.items())
-            print(f"step {step}/{self._steps}: {text}, {left / 60:.0f} min left", flush=True)
+            print(f"step {step}/{self._steps}: {text}, {left}", flush=True)
+
+    def _left(self, step: int) -> str:
+        """How long the run will still take: to its last step, or until its processor time is used up."""
+        by_steps = (time.monotonic() - self._started) / 60 / max(1, step - self._first) * (self._steps - step)
+        if self._minutes is None:
+            return f"{by_steps:.0f} min left"
+        by_time = max(0.0, self._minutes - self.processor_seconds / 60)
+        return f"{by_steps:.0f} min left" if by_steps < by_time else f"{by_time:.0f} min of processor time left"
 
 
 def _step_of(row: str) -> int:

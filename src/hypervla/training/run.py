@@ -24,7 +24,7 @@ from hypervla.runtime.provenance import code_commit, machine
 from hypervla.training import resume as resuming
 from hypervla.training.batches import batches
 from hypervla.training.initial import start_from, with_sources
-from hypervla.training.metrics import Metrics, processor_seconds
+from hypervla.training.metrics import Metrics
 from hypervla.training.optimizer import make_optimizer, rate_factor, set_rates, update_average
 from hypervla.training.recipe import Settings
 
@@ -177,11 +177,11 @@ def learn(run: Run, *, workers: int, save_every: int, on_step: OnStep | None, mi
     parameters = model.trained_parameters()
     losses: list[Tensor] = []
     with (
-        Metrics(run.out, settings.steps, run.step) as metrics,
+        Metrics(run.out, settings.steps, run.step, minutes) as metrics,
         stop_on_interrupt() as stop,
         batches(run.training, range(run.step, settings.steps), workers) as stream,
     ):
-        began, worked, spent = time.monotonic(), time.process_time(), processor_seconds(run.out)
+        began, worked = time.monotonic(), time.process_time()
         for step, batch in enumerate(stream, start=run.step + 1):
             batch = batch.to(run.device)
             set_rates(optimizer, rate_factor(settings.optimizer, step - 1, settings.steps))
@@ -196,7 +196,8 @@ def learn(run: Run, *, workers: int, save_every: int, on_step: OnStep | None, mi
 
             losses.append(loss.detach())
             stopping = stop.is_set()
-            over = minutes is not None and spent + time.process_time() - worked >= 60 * minutes
+            taken = metrics.processor_seconds + time.process_time() - worked
+            over = minutes is not None and taken >= 60 * minutes
             saving = step % save_every == 0 or step == settings.steps or stopping or over
             if saving or step % REPORT_EVERY == 0:
                 run.loss = _finite("loss", torch.stack(losses).mean(), step)
@@ -208,7 +209,6 @@ def learn(run: Run, *, workers: int, save_every: int, on_step: OnStep | None, mi
                 validating = run.validation is not None and (saving or step % VALIDATE_EVERY == 0)
                 measured = run.validate() if validating else {}
                 metrics.report(step, loss=run.loss, gradient_norm=float(norm), **speed, **measured)
-                spent += speed["processor_seconds"]
                 losses, began, worked = [], time.monotonic(), time.process_time()
             if on_step is not None:
                 on_step(step, model)
