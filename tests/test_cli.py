@@ -128,6 +128,32 @@ def test_record_wants_a_suite_or_tasks(tmp_path: Path, capsys: pytest.CaptureFix
     assert "Nobody demonstrates" in ends_in_one_line(capsys, "record", "--out", str(tmp_path), *nobody)
     tested = ("--task", "reach-v3", "--seed", "1000000")
     assert "seeds below 100,000" in ends_in_one_line(capsys, "record", "--out", str(tmp_path), *tested)
+    line = ends_in_one_line(
+        capsys, "record", "--out", str(tmp_path), "--task", "reach-v3", "--seed", "99999", "--episodes", "2"
+    )
+    assert "may take those up to 100,029" in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_demonstration_leaves_evaluations_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "results.jsonl").write_text("hours of work\n")
+    assert "holds an evaluation" in ends_in_one_line(capsys, "demo", "--out", str(tmp_path))
+    assert (tmp_path / "results.jsonl").read_text() == "hours of work\n"
+
+
+def test_datasets_stay_as_they_are(tmp_path: Path, point_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(point_data.rglob("*"))
+    for words in (("info", "--sheet", point_data / "frames.png"), ("convert", "--out", point_data / "new")):
+        line = ends_in_one_line(capsys, "data", words[0], str(point_data), *map(str, words[1:]))
+        assert "is inside the dataset" in line
+    assert sorted(point_data.rglob("*")) == before
+
+
+def test_a_camera_is_named_once(tmp_path: Path, point_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    twice = ("--camera", "camera", "--camera", "camera")
+    assert "A camera came twice" in ends_in_one_line(capsys, "data", "info", str(point_data), *twice)
+    line = ends_in_one_line(capsys, "data", "convert", str(tmp_path / "no"), "--drop-no-ops", "--out", str(tmp_path))
+    assert "is not there" in line
 
 
 def test_trace_and_no_trace_exclude_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,12 +35,13 @@ def driver_options(driver: str | None, robot: Embodiment) -> dict[str, Any]:
     if one does."""
     if driver is None:
         return {}
-    from hypervla.checkpoint import read_card
     from hypervla.evaluation.driver import PolicyDriver
     from hypervla.runtime.client import RemoteCompiler
 
-    if driver.startswith(SERVED):
+    if driver.startswith(SERVED):  # which takes no PyTorch
         return {"make_driver": partial(PolicyDriver, driver, robot), "driver": RemoteCompiler(driver, robot).digest}
+    from hypervla.checkpoint import read_card
+
     path = find_checkpoint(driver)
     return {"make_driver": partial(PolicyDriver, path, robot), "driver": read_card(path).digest}
 
@@ -144,4 +145,6 @@ def told(robot: Path | None, rows: Path | None, cameras: tuple[str, ...], paraph
     from hypervla.data.opening import Told
     from hypervla.data.robot_file import read_robot
 
+    if len(set(cameras)) < len(cameras):
+        raise UserError(f"A camera came twice ({', '.join(cameras)}): say --camera once for each.")
     return Told(None if robot is None else read_robot(robot), rows, paraphrases, cameras)

@@ -13,6 +13,7 @@ from tyro.conf import Positional, UseAppendAction
 
 from hypervla.bench_commands import bench_app, info
 from hypervla.child import end_with_parent
+from hypervla.contracts import UserError
 from hypervla.data_commands import data_app
 from hypervla.engine_commands import act_once, export, serve
 from hypervla.evaluation_commands import Execution, compare, evaluate, record
@@ -40,12 +41,15 @@ def demo(*, out: Out = Path("runs/demo"), trials: int = 10, seed: int = 0, worke
         seed: First scene of each task.
         workers: Processes that simulate; one for each core when not given.
     """
-    # A demonstration shows what this machine does now; it never goes on from an earlier one.
-    (out / "results.jsonl").unlink(missing_ok=True)
+    journal = out / "results.jsonl"
+    if journal.exists():
+        raise UserError(f"{out} holds an evaluation, which a demonstration would replace: choose another --out.")
     try:
         evaluate("embedded", suite="metaworld-mt10", out=out, trials=trials, seed=seed, workers=workers)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("Stopped.") from None
+    finally:  # a demonstration shows what this machine does now: the next one does not go on from it
+        journal.unlink(missing_ok=True)
 
 
 app.command(record)

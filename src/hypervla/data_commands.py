@@ -9,6 +9,7 @@ from typing import Literal
 import tyro
 from tyro.conf import Positional
 
+from hypervla.contracts import UserError
 from hypervla.options import Cameras, Flag, Out, Robot, Rows
 
 data_app = tyro.extras.SubcommandApp()
@@ -37,6 +38,8 @@ def info(
     from hypervla.data.opening import open_dataset
     from hypervla.display import dataset_summary
 
+    if sheet is not None:
+        _check_outside(folder, sheet)
     reader = open_dataset(folder, told(robot, rows, cameras))
     print(dataset_summary(reader))
     if sheet is not None:
@@ -89,11 +92,18 @@ def convert(
     from hypervla.data.libero_hdf5 import LiberoDemos
     from hypervla.data.opening import open_dataset
 
+    _check_outside(folder, out)
     reader = open_dataset(folder, replace(told(robot, rows, cameras), drop_no_ops=drop_no_ops))
     convert_dataset(reader, out, version=to, images=images)
     if drop_no_ops and isinstance(reader, LiberoDemos):
         print(f"Left out {reader.dropped:,} steps that ask for nothing.")
     print(f"{out}: {len(reader):,} episodes, {len(reader.actions):,} frames, LeRobot {to}.")
+
+
+def _check_outside(folder: str, out: Path) -> None:
+    """Datasets stay as they are. Raises UserError for a place inside of one."""
+    if Path(folder).is_dir() and out.resolve().is_relative_to(Path(folder).resolve()):
+        raise UserError(f"{out} is inside the dataset {folder}, which stays as it is: write to another place.")
 
 
 @data_app.command

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,8 +17,9 @@ from hypervla.options import Device, Flag, Out
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from hypervla.evaluation.compare import Run
     from hypervla.evaluation.results import Results
-    from hypervla.evaluation.suites import Suite
+    from hypervla.evaluation.suites import InstructionSet, Suite
 
 Execution = Annotated[str, arg(help="open-loop, receding-horizon:steps=N or temporal-ensemble:recency=R,every=N.")]
 Engine = Annotated[
@@ -92,14 +93,16 @@ def record(
     from hypervla.arguments import driver_options
     from hypervla.away import run_away
     from hypervla.data.record import record as record_episodes
+    from hypervla.data.staging import most_attempts
     from hypervla.evaluation.suites import RECORDING_SEEDS
     from hypervla.evaluation.suites import suite as find_suite
     from hypervla.runtime.provenance import command
 
-    if seed not in RECORDING_SEEDS:
+    last = seed + max(map(most_attempts, episodes), default=0) - 1
+    if seed not in RECORDING_SEEDS or last not in RECORDING_SEEDS:
         raise UserError(
             f"Recordings draw their scenes from seeds below {RECORDING_SEEDS.stop:,}, as evaluations have the others, "
-            f"but {seed} came."
+            f"but {seed} came, from where so many episodes may take those up to {last:,}."
         )
     found = find_suite(suite or "metaworld-mt50")
     chosen = found.only(tasks).tasks if tasks else found.tasks
@@ -181,10 +184,10 @@ def evaluate(
     from hypervla.arguments import check_device, find_checkpoint
     from hypervla.display import say_kept, trial_progress
     from hypervla.evaluation import rollout
-    from hypervla.evaluation.results import Results
     from hypervla.runtime.execution import execution_mode
 
-    before = None if against is None else Results.load(against / "results.json")
+    instructions: InstructionSet = "held_out" if held_out_instructions else "canonical"
+    before = None if against is None else _earlier(against, found, trials, seed, instructions)
     path = server or (EXPERT if checkpoint in (None, EXPERT) else find_checkpoint(checkpoint))
     console = Console()
     with trial_progress(console) as on_trial:
@@ -197,7 +200,7 @@ def evaluate(
             out=out,
             workers=workers,
             device=check_device(device) if ray is None and (engine or checkpoint not in (None, EXPERT)) else device,
-            instructions="held_out" if held_out_instructions else "canonical",
+            instructions=instructions,
             engine=engine,
             ray=ray,
             on_trial=on_trial,
@@ -206,12 +209,26 @@ def evaluate(
     _show(results, before, against, out, console)
 
 
+def _earlier(folder: Path, suite: Suite, trials: int, seed: int, instructions: InstructionSet) -> Results:
+    """The earlier evaluation to pair this one with. Raises UserError where their scenes are not the same."""
+    from hypervla.evaluation.results import Results, check_pairs
+    from hypervla.evaluation.trial import tickets
+
+    found = Results.load(folder / "results.json")
+    asked = tickets(suite, trials=trials, seed=seed, instructions=instructions)
+    check_pairs(found, suite.name, {(ticket.task, ticket.environment_seed) for ticket in asked})
+    return found
+
+
 def _check_subject(checkpoint: str | None, server: str | None, device: str, engine: str | None) -> None:
+    from hypervla.arguments import SERVED
     from hypervla.contracts import UserError
     from hypervla.evaluation.expert import EXPERT
 
     if (checkpoint is None) == (server is None):
         raise UserError("Say what to evaluate: either a checkpoint, or --server ws://HOST:PORT.")
+    if checkpoint is not None and checkpoint.startswith(SERVED):
+        raise UserError(f"{checkpoint} is the address of a server: say --server {checkpoint}.")
     if checkpoint in (None, EXPERT) and (engine is not None or device != "cpu"):
         raise UserError("An engine and a device are for a checkpoint: leave out --engine and --device.")
 
@@ -238,15 +255,23 @@ def compare(
     comparison.write(found, out)
     console = Console()
     console.print(comparison.table(found))
-    for row in comparison.conditions(found):
+    _say_differences(found, console)
+    console.print(f"The page is {out}", soft_wrap=True)
+
+
+def _say_differences(runs: Sequence[Run], console: Console) -> None:
+    """Conditions that evaluations beside each other do not share."""
+    from hypervla.evaluation.compare import conditions
+
+    for row in conditions(runs):
         if row.differs:
             console.print(f"The {row.title} differs: {' | '.join(row.cells)}", soft_wrap=True)
-    console.print(f"The page is {out}", soft_wrap=True)
 
 
 def _show(results: Results, before: Results | None, against: Path | None, out: Path, console: Console) -> None:
     """The report and its table, and what changed since."""
     from hypervla.evaluation import film, report
+    from hypervla.evaluation.compare import Run
     from hypervla.evaluation.results import paired
 
     page = report.write(results, film.load_filmstrips(out / "films"), out)
@@ -255,6 +280,7 @@ def _show(results: Results, before: Results | None, against: Path | None, out: P
         console.print(results.conditions.scene, soft_wrap=True)
     if before is not None:
         console.print(f"Against {against}: {paired(before, results)}", soft_wrap=True)
+        _say_differences([Run(str(against), before), Run(str(out), results)], console)
     console.print(f"The report is in {page}", soft_wrap=True)
 
 
@@ -302,5 +328,6 @@ def _served(suite: Suite, checkpoint: str, device: str = "cpu", engine: str | No
 
     path = find_checkpoint(checkpoint)
     compiler = load_for(path, check_device(device), suite.embodiment, engine, suite.middle)
-    with PolicyServer(compiler, port=0, served=Served(path.name, device, engine and describe(engine))) as serving:
+    served = Served(path.name, device, engine and describe(engine), suite.middle)
+    with PolicyServer(compiler, port=0, served=served) as serving:
         yield f"{SERVED}127.0.0.1:{serving.port}"

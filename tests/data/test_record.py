@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from tests.fakes import POINT, PointExpert, PointWorld, make_point_world, seek_goal
 
+from hypervla.alone import alone_in
 from hypervla.contracts import Observation, UserError
 from hypervla.data import record as record_module
 from hypervla.data.lerobot import LeRobotDataset
@@ -286,7 +287,7 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match="no recording of ours"):
         recorded(tmp_path)
-    with pytest.raises(UserError, match="no recording of ours"):
+    with pytest.raises(UserError, match=r"thesis.txt cannot be written into"):
         recorded(tmp_path / "thesis.txt")
     assert contents(tmp_path).keys() == {"thesis.txt"}
 
@@ -306,6 +307,13 @@ def test_a_full_disk_is_one_sentence_and_the_same_command_continues(
         with pytest.raises(UserError, match="Not a LeRobot dataset"):
             LeRobotDataset(out)
     assert contents(recorded(out)) == contents(uninterrupted)
+
+
+def test_two_recordings_into_one_folder_do_not_mix(tmp_path: Path) -> None:
+    out = tmp_path / "dataset"
+    with alone_in(out), pytest.raises(UserError, match="Another process writes into"):
+        recorded(out)
+    assert not list(out.iterdir())
 
 
 def test_a_demonstrator_that_never_succeeds_ends_the_recording(tmp_path: Path) -> None:

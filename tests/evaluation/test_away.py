@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from hypervla.contracts import UserError
 from hypervla.evaluation import suites
 from hypervla.evaluation.expert import EXPERT
 from hypervla.evaluation.rollout import evaluate
+from hypervla.runtime.compiler import load
 from hypervla.runtime.execution import OpenLoop
 from hypervla.runtime.provenance import COMMAND, command
+from hypervla.serving.server import PolicyServer
 
 ELSEWHERE = """#!{python}
 import json, os, sys
@@ -31,6 +34,17 @@ if "--server" in words:
     connection.close()
 Path({heard!r}).write_text(json.dumps(heard))
 sys.exit({status})
+"""
+
+
+PYTORCHLESS = """
+import sys
+sys.modules["torch"] = None
+from hypervla.arguments import driver_options
+from tests.fakes import POINT
+options = driver_options("{address}", POINT)
+assert options["driver"]
+options["make_driver"]()
 """
 
 
@@ -67,6 +81,14 @@ def test_a_checkpoint_drives_from_here(elsewhere: Path, checkpoint_folder: Path)
     heard = json.loads(elsewhere.read_text())["words"]
     assert heard[heard.index("--driver") + 1].startswith("ws://127.0.0.1:")
     assert str(checkpoint_folder) not in heard
+
+
+def test_a_server_drives_where_there_is_no_pytorch(checkpoint_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LIBERO's environment has none."""
+    with PolicyServer(load(checkpoint_folder), port=0) as server:
+        program = PYTORCHLESS.format(address=f"ws://127.0.0.1:{server.port}")
+        found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
 
 
 def test_the_expert_is_evaluated_there(elsewhere: Path) -> None:

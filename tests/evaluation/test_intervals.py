@@ -84,12 +84,22 @@ def test_mcnemars_test_is_scipys_binomial_test(gained: int, lost: int) -> None:
 def test_several_runs_have_students_interval() -> None:
     stats = pytest.importorskip("scipy.stats")
     for count in range(2, 14):
-        values = np.linspace(0.45, 0.46, count)
+        runs = tuple(Rate(5_000 + 400 * run, 20_000) for run in range(count))
+        values = np.array([run.mean for run in runs])
         wanted = stats.t.interval(0.95, count - 1, values.mean(), stats.sem(values))
-        found = Estimate(tuple(values))
+        found = Estimate(runs)
         assert found.standard_error == pytest.approx(stats.sem(values))
         if count <= 10:
             assert (found.interval.low, found.interval.high) == pytest.approx(wanted, abs=1e-4)
         assert found.interval.low < wanted[0] + 1e-4, "never too sure"
-    wide = Estimate((0.1, 0.9), least=0.0).interval
+    wide = Estimate((Rate(1, 10), Rate(9, 10))).interval
     assert (wide.low, wide.high) == (0.0, 1.0)
+    wide = Estimate((PairedDifference(10, 9, 0), PairedDifference(10, 0, 9))).interval
+    assert (wide.low, wide.high) == (-1.0, 1.0)
+
+
+def test_runs_that_agree_are_no_surer_than_one() -> None:
+    for one in (Rate(30, 30), Rate(0, 30), Rate(12, 30), PairedDifference(30, 0, 0), PairedDifference(30, 4, 2)):
+        alike = Estimate((one, one, one))  # type: ignore[arg-type]
+        assert alike.standard_error == 0
+        assert (alike.interval.low, alike.interval.high) == pytest.approx((one.interval.low, one.interval.high))

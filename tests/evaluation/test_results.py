@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from hypervla import cli
 from hypervla.contracts import UserError
+from hypervla.evaluation import rollout
 from hypervla.evaluation.journal import Journal
 from hypervla.evaluation.results import Conditions, Results, Trial, TrialRecord, paired
 
@@ -128,12 +131,43 @@ def test_a_journal_of_another_evaluation_is_refused(tmp_path: Path, change: dict
         Journal(tmp_path / "results.jsonl", replace(CONDITIONS, **change))
 
 
-@pytest.mark.parametrize("content", ['{"a": 1}\n', "not json\n", "[]\n"])
-def test_a_foreign_file_is_no_journal(tmp_path: Path, content: str) -> None:
-    (tmp_path / "results.jsonl").write_text(content)
+@pytest.mark.parametrize("content", [b'{"a": 1}\n', b"not json\n", b"[]\n", b"\xe9\n"])
+def test_a_foreign_file_is_no_journal(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "results.jsonl").write_bytes(content)
     with pytest.raises(UserError, match="not the journal"):
         Journal(tmp_path / "results.jsonl", CONDITIONS)
-    assert (tmp_path / "results.jsonl").read_text() == content
+    assert (tmp_path / "results.jsonl").read_bytes() == content
+
+
+def test_a_journal_with_a_damaged_trial_is_refused(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "results.jsonl", CONDITIONS)
+    journal.append(record("find", 0))
+    journal.close()
+    row = {**record("find", 1).to_json(), "act_microseconds": [1, 2, 3]}
+    with (tmp_path / "results.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    with pytest.raises(UserError, match="not the journal"):
+        Journal(tmp_path / "results.jsonl", CONDITIONS)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda found: found.update(provenance=[]),
+        lambda found: found["provenance"].update(machine="x"),
+        lambda found: found["trials"].pop(),
+        lambda found: found["trials"][0].update(task="fly"),
+        lambda found: found.update(trials=[]),
+    ],
+)
+def test_results_that_are_not_whole_are_refused(tmp_path: Path, change: Callable[[dict], object]) -> None:
+    found = Results.of(CONDITIONS, all_records(), {}).to_json()
+    (tmp_path / "results.json").write_text(json.dumps(found))
+    assert Results.load(tmp_path / "results.json").overall.trials == 6
+    change(found)
+    (tmp_path / "results.json").write_text(json.dumps(found))
+    with pytest.raises(UserError, match="is not a results file"):
+        Results.load(tmp_path / "results.json")
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"format": 99}', '{"format": 1}'])
@@ -158,6 +192,9 @@ def test_pairs_are_the_same_scene_twice() -> None:
     second = Results.of(replace(CONDITIONS, instructions="held_out"), all_records(("find", 1), ("flee", 0)), {})
     difference = paired(first, second)
     assert (difference.pairs, difference.gained, difference.lost) == (6, 1, 1)
+    other = Results.of(replace(CONDITIONS, suite="other"), all_records(), {})
+    with pytest.raises(UserError, match="the same scenes twice, but point and other have others"):
+        paired(first, other)
     assert difference.mean == 0
 
 
@@ -167,3 +204,27 @@ def test_other_scenes_make_no_pairs() -> None:
     second = Results.of(fewer, [row for row in all_records() if row.trial.trial < 2], {})
     with pytest.raises(UserError, match="same scenes"):
         paired(first, second)
+
+
+def test_what_cannot_be_paired_is_refused_before_it_is_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def tried(*_: object, **__: object) -> None:
+        raise AssertionError("an evaluation was begun")
+
+    monkeypatch.setattr(rollout, "evaluate", tried)
+    Results.of(CONDITIONS, all_records(), {}).save(tmp_path / "results.json")
+    words = [
+        "eval",
+        "embedded",
+        "--suite",
+        "metaworld-mt10",
+        "--against",
+        str(tmp_path),
+        "--out",
+        str(tmp_path / "new"),
+    ]
+    with pytest.raises(SystemExit):
+        cli.main(words)
+    assert "point and metaworld-mt10 have others" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()

@@ -14,7 +14,7 @@ from hypervla.contracts import ActionChunk, Observation, UserError
 from hypervla.data import oxe
 from hypervla.data.augment import resize
 from hypervla.embodiment import GOOGLE_ROBOT, WIDOWX, Camera, Gripper
-from hypervla.evaluation.standing_in import DATASETS, StandingIn, robot_in
+from hypervla.evaluation.standing_in import DATASETS, StandingIn, about_turning_axes, robot_in
 from hypervla.evaluation.suites import suite
 from hypervla.evaluation.trial import check_robot
 from hypervla.runtime.client import RemoteCompiler
@@ -51,8 +51,8 @@ class Bridge:
         return ActionChunk(self.actions)
 
 
-ACTIONS = np.float32([[0.01, -0.02, 0.03, 0.1, 0.2, -0.1, 0.9], [0.3, 0, 0, 0, 0, 0, 0.2]])
-TOLD = np.float32([[0.01, -0.02, 0.03, 0.1, 0.2, -0.1, 1.0], [0.05, 0, 0, 0, 0, 0, -1.0]])
+ACTIONS = np.float32([[0.01, -0.02, 0.03, 0, 0.2, 0, 0.9], [0.3, 0, 0, 0, 0, 0, 0.2]])
+TOLD = np.float32([[0.01, -0.02, 0.03, 0, 0.2, 0, 1.0], [0.05, 0, 0, 0, 0, 0, -1.0]])
 """The same for the twin: its limits, and a gripper that is told +1 or −1."""
 
 
@@ -65,12 +65,21 @@ def test_it_sees_what_the_datasets_camera_would_have_delivered() -> None:
     bridge = Bridge(ACTIONS)
     images = {"3rd_view_camera": picture()}
     policy = StandingIn(bridge, WIDOWX).compile("put it there", images)
-    np.testing.assert_array_equal(policy.act(Observation(images)).actions, TOLD)
+    np.testing.assert_allclose(policy.act(Observation(images)).actions, TOLD, atol=1e-6)
     wanted = resize(picture(), 256)
     for seen in bridge.seen:
         np.testing.assert_array_equal(seen["primary"], wanted)
     with pytest.raises(UserError, match=r"delivers uint8 images of shape \(480, 640, 3\)"):
         policy.act(Observation({"3rd_view_camera": picture()[:256]}))
+
+
+def test_turns_are_the_same_as_the_controller_reads_them() -> None:
+    """SIMPLER's WidowX is moved by ManiSkill's controller, which reads angles about axes that turn (pd_ee_pose.py)."""
+    spatial = pytest.importorskip("scipy.spatial.transform")
+    angles = np.random.default_rng(0).uniform(-1.5, 1.5, (200, 3)).astype(np.float32)
+    meant = spatial.Rotation.from_euler("xyz", angles)
+    read = spatial.Rotation.from_euler("XYZ", about_turning_axes(angles))
+    assert (meant.inv() * read).magnitude().max() < 1e-5
 
 
 def test_a_gripper_that_is_told_the_same_is_told_the_same() -> None:
@@ -87,7 +96,7 @@ def test_it_is_served_as_the_suites_robot() -> None:
     with PolicyServer(twin, port=0) as server:
         remote = RemoteCompiler(f"ws://127.0.0.1:{server.port}", WIDOWX)
         policy = remote.compile("put it there", {})
-        np.testing.assert_array_equal(policy.act(Observation({"3rd_view_camera": picture()})).actions, TOLD)
+        np.testing.assert_allclose(policy.act(Observation({"3rd_view_camera": picture()})).actions, TOLD, atol=1e-6)
         assert remote.digest == "0123"
 
 

@@ -333,7 +333,11 @@ def test_two_servers_at_one_address_are_told_apart_by_what_they_say() -> None:
 
 @pytest.mark.parametrize(
     ("first", "match"),
-    [("no such camera", "no such camera"), (wire.pack({"actions": np.zeros((2, 9))}), "of 3 numbers")],
+    [
+        ("no such camera", "no such camera"),
+        ("", "it gives no reason"),
+        (wire.pack({"actions": np.zeros((2, 9))}), "of 3 numbers"),
+    ],
 )
 def test_a_server_that_has_never_given_fitting_actions_is_of_no_use(first: bytes | str, match: str) -> None:
     with OtherServer({}, [first]) as address:
@@ -380,6 +384,26 @@ def test_the_command_serves_until_it_is_stopped(checkpoint_folder: Path) -> None
         assert process.stderr.read().strip() == "hypervla: Stopped serving."
 
 
+def test_times_that_are_none_are_not_believed() -> None:
+    for taken in (float("nan"), float("inf"), -1.0, "soon"):
+        row = {"actions": np.zeros((2, POINT.action_size)), "policy_timing": {"infer_ms": taken}}
+        with OtherServer({}, [wire.pack(row)]) as address:
+            policy = RemoteCompiler(address, POINT).compile("find the goal", {})
+            policy.act(tiny.observation(0))
+            assert 0 < policy.last_timing.total < 60
+
+
+@pytest.mark.parametrize(
+    ("middle", "said"), [(0.9, "The checkpoint looks at the middle 90 %"), (1.0, "The server was sent whole pictures")]
+)
+def test_it_is_said_whether_a_server_looks_as_the_protocol_asks(
+    checkpoint_folder: Path, tmp_path: Path, middle: float, said: str
+) -> None:
+    suite, about = replace(point_suite(), middle=0.9), {"trials": 1, "seed": 0, "execution": OpenLoop(), "workers": 1}
+    with PolicyServer(load(checkpoint_folder), port=0, served=Served("tiny", middle=middle)) as server:
+        assert evaluate(url(server), suite, out=tmp_path, **about).conditions.scene.startswith(said)
+
+
 def test_a_server_is_evaluated_like_its_checkpoint(
     server: PolicyServer, checkpoint_folder: Path, tmp_path: Path
 ) -> None:
@@ -408,6 +432,10 @@ def test_what_is_evaluated_has_to_be_said_once(capsys: pytest.CaptureFixture[str
         with pytest.raises(SystemExit):
             cli.main(["eval", *words, "--suite", "metaworld-mt10"])
         assert "either a checkpoint, or --server ws://HOST:PORT" in capsys.readouterr().err
+    for name in ("metaworld-mt10", "libero-object"):
+        with pytest.raises(SystemExit):
+            cli.main(["eval", "ws://127.0.0.1:1", "--suite", name])
+        assert "is the address of a server: say --server ws://127.0.0.1:1" in capsys.readouterr().err
     for words in (["expert", "--engine", "e.onnx"], ["--server", "ws://127.0.0.1:1", "--device", "cuda"]):
         with pytest.raises(SystemExit):
             cli.main(["eval", *words, "--suite", "libero-object"])

@@ -153,6 +153,7 @@ def test_a_request_that_is_none_is_refused(message: dict, match: str) -> None:
         (np.zeros((0, 3)), r"but \(0, 3\) came"),
         (np.full((2, 3), np.nan), "something else than finite numbers"),
         (np.zeros((2, 3), bool), "something else than finite numbers"),
+        (np.full((2, 3), 1e300), "something else than finite numbers"),
     ],
 )
 def test_an_answer_without_actions_is_refused(actions, match: str) -> None:

@@ -175,6 +175,10 @@ def test_what_has_come_so_far_is_shown_as_it_was_begun(data: Path, tmp_path: Pat
     with pytest.raises(UserError, match="holds no study, but toy was wanted"):
         begun(STUDY, tmp_path / "none")
     assert not (tmp_path / "none").exists()
+    for damaged in ("{", "[]", "{}"):
+        (out / "budget.json").write_text(damaged)
+        with pytest.raises(UserError, match=r"budget.json is damaged: choose another --out"):
+            begun(STUDY, out)
 
 
 def test_more_scenes_than_a_suite_has_are_refused_before_anything_is_trained(data: Path, tmp_path: Path) -> None:

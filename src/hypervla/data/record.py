@@ -18,6 +18,7 @@ from zlib import crc32
 import numpy as np
 from jaxtyping import Float32
 
+from hypervla.alone import alone_in
 from hypervla.child import interrupts_kept_from_children
 from hypervla.contracts import Demonstrator, Environment, Episode, Make, Observation, UserError
 from hypervla.data.progress import RecordingProgress
@@ -71,13 +72,14 @@ def record(
     plan = Plan(suite, tuple(tasks), counts, noise, seed, max_steps, driver)
     _check(plan, workers)
     staging = out / FOLDER
-    if is_finished(out, plan):
-        print(f"{out} already holds this recording.")
-        return
-    open_staging(out, staging, plan)
     try:
-        _collect(staging, plan, _Tools(make, make_driver), workers)
-        assemble(out, staging, plan, command)
+        with alone_in(out):
+            if is_finished(out, plan):
+                print(f"{out} already holds this recording.")
+                return
+            open_staging(out, staging, plan)
+            _collect(staging, plan, _Tools(make, make_driver), workers)
+            assemble(out, staging, plan, command)
     except KeyboardInterrupt:
         kept = sum(tally.kept for tally in tallies_of(staging, plan))
         raise KeyboardInterrupt(

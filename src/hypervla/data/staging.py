@@ -40,6 +40,11 @@ class Plan:
         return json.loads(json.dumps({"version": PLAN_VERSION, **asdict(self)}))
 
 
+def most_attempts(wanted: int) -> int:
+    """After so many at a task, with fewer successes than wanted, it is given up."""
+    return 21 + 5 * wanted
+
+
 @dataclass
 class Tally:
     """The attempts of one task: what came of those that ended, and those under way."""
@@ -68,7 +73,7 @@ class Tally:
 
     @property
     def hopeless(self) -> bool:
-        return self.failed > 20 + 4 * self.wanted
+        return len(self.ended) >= most_attempts(self.wanted)
 
 
 def tallies_of(staging: Path, plan: Plan) -> list[Tally]:

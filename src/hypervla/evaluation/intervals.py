@@ -77,11 +77,14 @@ class PairedDifference:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What several training runs come to, each of which has one value: what varies between runs is in the interval."""
+    """What several training runs come to that were tried in the same scenes: rates of success, or differences of such.
+    What varies between runs is in the interval, and what the scenes leave open."""
 
-    values: tuple[float, ...]
-    least: float = -1.0
-    """What a value can be at least: 0 for a rate, −1 for a difference of rates. The most is 1."""
+    runs: tuple[Rate, ...] | tuple[PairedDifference, ...]
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        return tuple(run.mean for run in self.runs)
 
     @property
     def mean(self) -> float:
@@ -93,9 +96,12 @@ class Estimate:
 
     @property
     def interval(self) -> Interval:
-        """Student's."""
-        reach = T_95[min(len(self.values), len(T_95) + 1) - 2] * self.standard_error
-        return Interval(max(self.least, self.mean - reach), min(1.0, self.mean + reach))
+        """Student's, and never narrower than a single run's own: runs that agree are no more scenes."""
+        reach = T_95[min(len(self.runs), len(T_95) + 1) - 2] * self.standard_error
+        own = [run.interval for run in self.runs]
+        low = min(self.mean - reach, statistics.fmean(interval.low for interval in own))
+        high = max(self.mean + reach, statistics.fmean(interval.high for interval in own))
+        return Interval(max(0.0 if isinstance(self.runs[0], Rate) else -1.0, low), min(1.0, high))
 
 
 def points(share: float) -> str:

@@ -19,19 +19,17 @@ class Journal:
     def __init__(self, path: Path, conditions: Conditions) -> None:
         """Open the journal, or start one. Raises UserError when it belongs to a different evaluation."""
         self.path = path
-        self.records: dict[tuple[str, int], TrialRecord] = {}
         lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []  # a torn last line is dropped
         try:
-            rows = [json.loads(line) for line in lines]
-            if rows:
-                _refuse_other(path, Conditions.from_json(rows[0]["conditions"]), conditions)
-            for row in rows[1:]:
-                record = TrialRecord.from_json(row)
-                self.records[record.trial.name] = record
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            head, *rows = [json.loads(line) for line in lines] or [{"conditions": asdict(conditions)}]
+            there = Conditions.from_json(head["conditions"])
+            records = [TrialRecord.from_json(row) for row in rows]
+        except (KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{path} is not the journal of an evaluation: choose another --out or delete it."
             ) from error
+        _refuse_other(path, there, conditions)
+        self.records = {record.trial.name: record for record in records}
         with disk(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("r+b" if lines else "wb")

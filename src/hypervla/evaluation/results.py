@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import cached_property
@@ -52,6 +52,11 @@ class Conditions:
     """Runtime, precision and sha256 of an exported engine; None is eager PyTorch."""
     task_steps: tuple[int, ...] = ()
     """The step limit of each task in order, where not all have `max_steps`."""
+
+    @property
+    def asked(self) -> list[tuple[str, int]]:
+        """The names of all trials, in order."""
+        return [(task, trial) for task in self.tasks for trial in range(self.trials)]
 
     @property
     def step_limit(self) -> str:
@@ -147,9 +152,7 @@ class Results:
         """Results of all the trials the conditions ask for."""
         order = {task: place for place, task in enumerate(conditions.tasks)}
         ordered = sorted(records, key=lambda record: (order[record.trial.task], record.trial.trial))
-        assert [record.trial.name for record in ordered] == [
-            (task, trial) for task in conditions.tasks for trial in range(conditions.trials)
-        ], "every trial is accounted for, once"
+        assert [record.trial.name for record in ordered] == conditions.asked, "every trial is accounted for, once"
         trials = tuple(record.trial for record in ordered)
         seconds = np.concatenate([record.seconds for record in ordered])
         found = {stage: Percentiles.of(seconds[:, column]) for column, stage in enumerate(STAGES)}
@@ -242,11 +245,17 @@ class Results:
             raise UserError(
                 f"These results have format {data.get('format')}, but this version reads {FORMAT}: evaluate again."
             )
+        provenance = data["provenance"]
+        if not isinstance(provenance, dict) or not isinstance(provenance.get("machine", {}), dict):
+            raise TypeError("its provenance is no table")
+        conditions, trials = Conditions.from_json(data["conditions"]), tuple(_trial(row) for row in data["trials"])
+        if [trial.name for trial in trials] != conditions.asked:
+            raise ValueError("its trials are not those that its conditions ask for")
         return Results(
-            conditions=Conditions.from_json(data["conditions"]),
-            trials=tuple(_trial(row) for row in data["trials"]),
+            conditions=conditions,
+            trials=trials,
             latency={stage: Percentiles(**row) for stage, row in data["latency_seconds"].items()},
-            provenance=data["provenance"],
+            provenance=provenance,
         )
 
     def save(self, path: Path) -> None:
@@ -287,16 +296,30 @@ def failures(trials: Sequence[Trial]) -> dict[str, int]:
 
 def paired(first: Results, second: Results) -> PairedDifference:
     """Second minus first on the same tasks and scenes. Raises UserError unless both tried exactly the same ones."""
-    before = {(trial.task, trial.environment_seed): trial.success for trial in first.trials}
-    after = {(trial.task, trial.environment_seed): trial.success for trial in second.trials}
-    if not before or before.keys() != after.keys():
-        raise UserError(
-            f"Paired results want the same scenes twice, but {len(before.keys() & after.keys())} of {len(before)} and "
-            f"{len(after)} are shared: evaluate both with the same suite, tasks, trials and seed."
-        )
+    before, after = _by_scene(first), _by_scene(second)
+    check_pairs(first, second.conditions.suite, after)
     gained = sum(after[scene] and not success for scene, success in before.items())
     lost = sum(success and not after[scene] for scene, success in before.items())
     return PairedDifference(pairs=len(before), gained=gained, lost=lost)
+
+
+def check_pairs(first: Results, suite: str, scenes: Collection[tuple[str, int]]) -> None:
+    """Raises UserError unless trials in these scenes of a suite (task and seed) have their pairs in `first`."""
+    if first.conditions.suite != suite:
+        raise UserError(
+            f"Paired results want the same scenes twice, but {first.conditions.suite} and {suite} have others."
+        )
+    known = _by_scene(first).keys()
+    if not known or known != set(scenes):
+        raise UserError(
+            f"Paired results want the same scenes twice, but {len(known & set(scenes))} of {len(known)} and "
+            f"{len(scenes)} are shared: evaluate both with the same suite, tasks, trials and seed."
+        )
+
+
+def _by_scene(results: Results) -> Mapping[tuple[str, int], bool]:
+    """Whether each task was done in each scene."""
+    return {(trial.task, trial.environment_seed): trial.success for trial in results.trials}
 
 
 def save_whole(path: Path, content: bytes) -> None:

@@ -8,7 +8,9 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 
+from hypervla.alone import alone_in
 from hypervla.contracts import UserError
+from hypervla.evaluation.expert import EXPERT
 from hypervla.evaluation.film import PLAYBACK_HZ, Film, write_video
 from hypervla.evaluation.journal import Journal
 from hypervla.evaluation.processes import ProcessCrew
@@ -17,6 +19,7 @@ from hypervla.evaluation.results import Conditions, Results, Trial
 from hypervla.evaluation.suites import InstructionSet, Suite, environment_seed
 from hypervla.evaluation.trial import Load, Ticket, check_robot, load_compiler, roll_out, tickets
 from hypervla.evaluation.workers import Job, Model, adjust
+from hypervla.runtime.client import Served
 from hypervla.runtime.execution import Execution
 from hypervla.runtime.opening import FAST, describe
 from hypervla.runtime.provenance import code_commit, command, machine
@@ -58,7 +61,7 @@ def evaluate(
     with crew_of(job, workers, len(asked), out / "films") as crew:
         model = crew.ready()
         conditions = _conditions(job, model, trials, seed, instructions, engine)
-        with closing(Journal(out / "results.jsonl", conditions)) as journal:
+        with alone_in(out), closing(Journal(out / "results.jsonl", conditions)) as journal:
             if kept := journal.records:
                 on_kept(len(kept), len(asked))
             try:
@@ -107,13 +110,24 @@ def _conditions(
         max_steps=max(steps),
         task_steps=steps if len(set(steps)) > 1 else (),
         success_rule=suite.success_rule,
-        scene=suite.scene,
+        scene=" ".join(filter(None, (suite.scene, _looked(job, served)))),
         embodiment=suite.embodiment.name,
         checkpoint=model.digest,
         device=served.device if served else job.device,
         commit=code_commit(),
         engine=served.engine if served else engine and describe(engine),
     )
+
+
+def _looked(job: Job, served: Served | None) -> str:
+    """How much of the pictures was looked at, where the protocol has checkpoints look at their middle."""
+    middle = job.suite.middle
+    if middle == 1.0 or job.checkpoint == EXPERT:
+        return ""
+    share = f"the middle {100 * middle:.0f} % of the pictures"
+    if served is None or served.middle == middle:
+        return f"The checkpoint looks at {share}."
+    return f"The server was sent whole pictures, where this protocol has checkpoints look at {share}."
 
 
 def act(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 
 from hypervla.contracts import ActionChunk, Image, Observation, UserError
 from hypervla.data.augment import resize
@@ -92,14 +92,26 @@ class StandingIn:
         return {ours.name: resize(images[theirs.name], (ours.height, ours.width))}
 
     def told(self, chunk: ActionChunk) -> ActionChunk:
-        """The dataset's actions in the twin's numbers: metres and radians are the same, the gripper's are not."""
+        """The dataset's actions in the twin's numbers: metres are the same; angles are about axes that stay where they
+        are, which ManiSkill's controller reads as about axes that turn; the gripper's numbers are its own."""
         actions, ours, theirs = chunk.actions.copy(), self.compiler.embodiment.gripper, self.embodiment.gripper
         assert ours is not None
         assert theirs is not None
         if (ours.open, ours.closed) != (theirs.open, theirs.closed):
             is_open = np.abs(actions[:, ours.index] - ours.open) < np.abs(actions[:, ours.index] - ours.closed)
             actions[:, ours.index] = np.where(is_open, theirs.open, theirs.closed)
+        if self.embodiment.name == WIDOWX.name:
+            actions[:, 3:6] = about_turning_axes(actions[:, 3:6])
         return self.embodiment.clip(actions)
+
+
+def about_turning_axes(angles: Float32[np.ndarray, "H 3"]) -> Float32[np.ndarray, "H 3"]:
+    """The same rotations, told about x, y and z that turn with them, from angles about x, y and z that stay."""
+    (sx, sy, sz), (cx, cy, cz) = np.sin(angles).T, np.cos(angles).T
+    x = np.arctan2(-(sz * sy * cx - cz * sx), cy * cx)
+    y = np.arcsin(np.clip(cz * sy * cx + sz * sx, -1, 1))
+    z = np.arctan2(-(cz * sy * sx - sz * cx), cz * cy)
+    return np.stack([x, y, z], axis=1)
 
 
 @dataclass(frozen=True)

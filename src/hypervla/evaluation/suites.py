@@ -146,7 +146,7 @@ def _libero(part: str, whose: str) -> Suite:
         environment=partial(_libero_environment, part, whose),
         sentences=_libero_sentences,
         success_rule=protocol.rule(part),
-        scene=_said(libero.scene(), middle),
+        scene=libero.scene(),
         trials=50,
         middle=middle,
         max_steps=protocol.steps[part],
@@ -168,7 +168,7 @@ def _simpler(name: str, drawn: bool) -> Suite:
         sentences=_simpler_sentences,
         success_rule="ManiSkill 3's, at any step (SIMPLER asks at the last one): the thing is on its target, and "
         "carrot and cube press on it; SIMPLER also wants these to touch nothing else.",
-        scene=_said(simpler.scene(), middle),
+        scene=simpler.scene(),
         trials=20 if drawn else simpler.SCENES,
         middle=middle,
         max_steps=max(task.steps for task in simpler.TASKS.values()),
@@ -223,7 +223,7 @@ def _simpler_google(name: str) -> Suite:
         sentences=_scene_sentences,
         success_rule="SIMPLER's own, at any step (its scripts ask at the last one): the thing is lifted, or near the "
         "other with nothing knocked over; the drawer is 15 cm open, or within 5 cm of closed.",
-        scene=_said(simpler_google.NEVER_RUN, middle),
+        scene=simpler_google.NEVER_RUN,
         trials=20 if drawn else 36,
         middle=middle,
         max_steps=max(steps.values()),
@@ -266,14 +266,6 @@ def _libero_sentences(task: str, instructions: InstructionSet) -> tuple[str, ...
 
 RELEASED_MIDDLE = 0.9
 """As HyperVLA's released code is run (--crop), whose policies were trained on random crops."""
-
-
-def _said(scene: str, middle: float) -> str:
-    """What a reader should know of the pictures, and how much of them was looked at."""
-    looked = (
-        "" if middle == 1.0 else f"A checkpoint looks at the middle {middle:.0%} of the pictures.".replace("%", " %")
-    )
-    return f"{scene} {looked}".strip()
 
 
 IN_SCENE_OF = " in the scene of "

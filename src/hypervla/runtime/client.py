@@ -6,6 +6,7 @@ Imports no PyTorch: a simulator's environment has this and nothing heavy.
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 import weakref
 from collections.abc import Mapping
@@ -29,6 +30,8 @@ class Served:
     device: str = "cpu"
     engine: str | None = None
     """Runtime, precision and sha256 of an exported engine; None is eager PyTorch."""
+    middle: float = 1.0
+    """Share of the area of the cameras' views that it looks at, in the middle."""
 
 
 PATIENCE, FIRST_PATIENCE = 60.0, 600.0
@@ -64,7 +67,8 @@ class Connection:
             raise Unusable(f"The policy server is gone ({str(error) or type(error).__name__}).") from error
         self._patience = PATIENCE
         if isinstance(answer, str):
-            raise UserError(f"The policy server refused: {answer.strip().splitlines()[-1]}")
+            *_, reason = ["it gives no reason", *answer.strip().splitlines()]
+            raise UserError(f"The policy server refused: {reason}")
         return wire.unpack(answer)
 
     def close(self) -> None:
@@ -143,8 +147,13 @@ def _digest(metadata: Mapping[str, Any]) -> str:
 def _served(row: Any, url: str) -> Served:
     if not isinstance(row, dict):
         return Served(url, "unknown")
-    engine = row.get("engine")
-    return Served(str(row.get("name")), str(row.get("device")), None if engine is None else str(engine))
+    engine, middle = row.get("engine"), row.get("middle")
+    return Served(
+        str(row.get("name")),
+        str(row.get("device")),
+        None if engine is None else str(engine),
+        middle if isinstance(middle, float) else 1.0,
+    )
 
 
 def _robot(row: Any, url: str) -> Embodiment:
@@ -158,5 +167,5 @@ def _timing(answer: Mapping[str, Any], total: float) -> Timing:
     """The server's own time as the policy's, and the way there and back as preprocessing."""
     about = answer.get("policy_timing")
     taken = about.get("infer_ms") if isinstance(about, dict) else None
-    seconds = float(taken) / 1000 if isinstance(taken, int | float) else total
+    seconds = taken / 1000 if isinstance(taken, int | float) and 0 <= taken < math.inf else total
     return Timing(max(0.0, total - seconds), 0.0, seconds)

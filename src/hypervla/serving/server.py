@@ -97,7 +97,7 @@ class PolicyServer:
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or error
             raise UserError(
-                f"Could not listen on {self.host}:{self.port} ({reason}): choose another --port."
+                f"Could not listen on {self.host}:{self.port} ({reason}): choose another --port or --host."
             ) from error
         async with server:
             self.port = next(iter(server.sockets)).getsockname()[1]

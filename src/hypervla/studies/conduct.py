@@ -32,7 +32,16 @@ BUDGET = "budget.json"
 
 
 def _known(out: Path) -> dict[str, Any] | None:
-    return json.loads((out / BUDGET).read_text()) if (out / BUDGET).is_file() else None
+    """None where no study was begun. Raises UserError for a file that is damaged."""
+    path = out / BUDGET
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text())
+        assert {"study", "trials"} <= found.keys()
+        return found
+    except (ValueError, AssertionError, AttributeError) as error:
+        raise UserError(f"{path} is damaged: choose another --out, or delete that folder.") from error
 
 
 def begun(study: Study, out: Path) -> tuple[Study, Budget]:

@@ -31,7 +31,7 @@ class Entry:
         """Of one run its trials' rate; of several the runs' mean, since they share their scenes; None of none."""
         rates = [results.overall for results in self.seeds.values()]
         if len(rates) > 1:
-            return Estimate(tuple(rate.mean for rate in rates), least=0.0)
+            return Estimate(tuple(rates))
         return rates[0] if rates else None
 
     def against(self, other: Entry) -> PairedDifference | Estimate | None:
@@ -39,7 +39,7 @@ class Entry:
         both = sorted(self.seeds.keys() & other.seeds.keys())
         found = [paired(other.seeds[seed], self.seeds[seed]) for seed in both]
         if len(found) > 1:
-            return Estimate(tuple(change.mean for change in found))
+            return Estimate(tuple(found))
         return found[0] if found else None
 
     def __str__(self) -> str:
@@ -111,8 +111,8 @@ def markdown(conductor: Conductor, found: Entries) -> str:
         study.question,
         "",
         f"Each run: {length}. {budget.trials} trials of each task. In brackets 95 % intervals: of one run over its "
-        "trials (Wilson; Agresti and Min for differences on the same scenes), of several over the runs (Student), with "
-        "their standard error after ±.",
+        "trials (Wilson; Agresti and Min for differences on the same scenes), of several over the runs (Student, and "
+        "no narrower than one run's), with their standard error after ±.",
         "",
     ]
     head, *body = rows(study, found)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from hypervla import checkpoint
+from hypervla.alone import alone_in
 from hypervla.contracts import UserError
 from hypervla.data.normalize import Robot
 from hypervla.models.interface import Model
@@ -177,6 +178,7 @@ def learn(run: Run, *, workers: int, save_every: int, on_step: OnStep | None, mi
     parameters = model.trained_parameters()
     losses: list[Tensor] = []
     with (
+        alone_in(run.out),
         Metrics(run.out, settings.steps, run.step, minutes) as metrics,
         stop_on_interrupt() as stop,
         batches(run.training, range(run.step, settings.steps), workers) as stream,
