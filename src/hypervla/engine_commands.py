@@ -52,7 +52,7 @@ def export(
     from hypervla.runtime.export import export as write
     from hypervla.runtime.frames import random_frames, recorded_frames
 
-    most = batch or (MOST_ON_TENSORRT if engine == "tensorrt" else MOST_POLICIES)
+    most = batch if batch is not None else MOST_ON_TENSORRT if engine == "tensorrt" else MOST_POLICIES
     compiler = load_compiler(find_checkpoint(checkpoint), check_device(device), robot)
     calibration = None
     if data is None:

@@ -13,7 +13,7 @@ from tests import tiny
 from tests.fakes import POINT
 from torch import nn
 
-from hypervla import cli
+from hypervla import bench_commands, cli
 from hypervla.benchmark import engines, in_turn, performance
 from hypervla.benchmark.engines import EAGER
 from hypervla.benchmark.floor import Products, as_onnx, floors, held, products_of
@@ -129,7 +129,8 @@ def test_every_engine_stands_beside_the_floor(text_folder: Path, tmp_path: Path)
     page = (tmp_path / performance.PAGE).read_text()
     assert "### `tiny`, batch 3" in page
     assert page.endswith("Not measured: `hypervla bench engines --device cuda --beside openvla --out docs` does it.\n")
-    assert f"| ONNX Runtime, fp32 | {performance.milliseconds(found['rows'][1]['p50'])} |" in page
+    row = found["rows"][1]
+    assert f"| ONNX Runtime, fp32 | {row['steps']} | {performance.milliseconds(row['p50'])} |" in page
     assert json.loads((tmp_path / performance.NUMBERS["cpu"]).read_text()) == found
     assert (tmp_path / performance.CHARTS["cpu"]).read_text().startswith("<?xml")
 
@@ -139,6 +140,27 @@ def test_a_subjects_frames_are_what_its_engine_takes(text_folder: Path) -> None:
     frames = subject.frames(3)
     assert subject.engine.run(*frames.rows()).chunks.shape[0] == 3
     assert not (frames.weights[0] == frames.weights[1]).all()
+
+
+def test_few_calls_have_no_tail() -> None:
+    row = {"engine": "e", "p50": 0.1, "p95": 0.2, "p99": 0.3, "times_floor": 1.0, "times_backbone": None}
+    row |= {"frames_per_second": 10, "cold_start": 0.0, "memory": 0, "error_p99": 0.0}
+    said = [performance.cells({**row, "steps": steps})[2:5] for steps in (5, 20, 99, 100)]
+    assert said == [["100 ms", "–", "–"], *[["100 ms", "200 ms", "–"]] * 2, ["100 ms", "200 ms", "300 ms"]]
+
+
+@pytest.mark.parametrize("name", ["metaworld_small", "libero_small", "paper"])
+def test_a_recipe_is_timed_with_a_robot_it_is_made_for(name: str) -> None:
+    model, robot = bench_commands._hypervla(name)
+    assert (robot.action_size, len(robot.cameras)) == (model.action_size, model.cameras)
+    assert model.proprio_size in (0, robot.proprio_size)
+
+
+@pytest.mark.parametrize("words", [("--batches", "0"), ("--threads", "0"), ("--batches", "1", "-8")])
+def test_batches_and_threads_are_at_least_one(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["bench", "engines", "--models", "metaworld_small", *words])
+    assert "at least 1" in capsys.readouterr().err
 
 
 def test_only_hypervla_has_engines(capsys: pytest.CaptureFixture[str]) -> None:

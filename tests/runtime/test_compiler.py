@@ -16,7 +16,7 @@ from hypervla import checkpoint
 from hypervla.contracts import MAX_INSTRUCTION_CHARACTERS, Policy, TaskContext, UserError
 from hypervla.data.normalize import Robot
 from hypervla.runtime.compiler import Compiler, load
-from hypervla.runtime.task_policy import preprocess
+from hypervla.runtime.task_policy import TaskPolicy, preprocess
 
 IMAGE = tiny.observation().images["top"]
 
@@ -42,6 +42,14 @@ def test_the_instruction_and_the_first_image_each_change_the_weights(compiler: C
     assert np.array_equal(compiler.compile("find the goal", IMAGE).weights, policy.weights)
 
 
+def test_policies_that_act_otherwise_are_called_otherwise(checkpoint_folder: Path) -> None:
+    """The same weights in other numbers are another policy: a checkpoint of several robots has such."""
+    policy = load(checkpoint_folder).compile("find the goal", IMAGE)
+    scaled = replace(policy.card.normalizer, action_std=2 * policy.card.normalizer.action_std)
+    other = TaskPolicy(policy.weights, replace(policy.card, normalizer=scaled), policy.engine)
+    assert other.policy_id != policy.policy_id == load(checkpoint_folder).compile("find the goal", IMAGE).policy_id
+
+
 def test_the_middle_of_the_view_is_compiled_from_and_acted_on(checkpoint_folder: Path) -> None:
     """As whoever cuts the pictures and enlarges nothing would do it."""
     seeing = load(checkpoint_folder)
@@ -53,6 +61,11 @@ def test_the_middle_of_the_view_is_compiled_from_and_acted_on(checkpoint_folder:
     edged["top"][7:24, 7:24] = IMAGE[7:24, 7:24]
     np.testing.assert_array_equal(seeing.compile("find the goal", edged).weights, policy.weights)
     whole = load(checkpoint_folder)
+    before = whole.compile("find the goal", IMAGE)
+    whole.see_middle(0.5)
+    np.testing.assert_array_equal(whole.compile("find the goal", IMAGE).weights, policy.weights)
+    whole = load(checkpoint_folder)
+    np.testing.assert_array_equal(whole.compile("find the goal", IMAGE).weights, before.weights)
     assert not np.allclose(whole.compile("find the goal", IMAGE).weights, policy.weights)
     inside = {"top": np.where(np.isin(np.arange(32), range(7, 24))[:, None, None], seen.images["top"], 0)}
     inside["top"] = inside["top"].astype(np.uint8)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from tests import tiny
+from tests.conformance.engine import check_threads
 from torch import nn
 
 from hypervla import cli
@@ -50,6 +51,10 @@ def test_it_acts_as_eager_pytorch_does(fast: CudaEngine, compiler: Compiler, cou
     found = stack([on(fast, policy) for policy in eager]).act(seen)
     for one, other in zip(found, stack(eager).act(seen), strict=True):
         np.testing.assert_allclose(one.actions, other.actions, atol=1e-5)
+
+
+def test_policies_in_several_threads_get_their_own_actions(fast: CudaEngine, compiler: Compiler) -> None:
+    check_threads(policies(compiler, 2), fast)
 
 
 def test_views_are_resized_as_on_the_host(text_folder: Path, tmp_path: Path) -> None:

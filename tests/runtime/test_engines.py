@@ -16,6 +16,7 @@ import pytest
 from packaging.requirements import Requirement
 from PIL import Image
 from tests import tiny
+from tests.conformance.engine import check_threads
 from tests.conformance.policy import check_policy
 
 from hypervla import cli
@@ -88,6 +89,10 @@ def test_any_number_of_task_policies_act_as_in_eager_pytorch(path: Path, compile
     for one, other in zip(found, wanted, strict=True):
         np.testing.assert_allclose(one.actions, other.actions, atol=1e-5)
     assert not np.allclose(found[0].actions, found[-1].actions, atol=1e-3) or count == 1
+
+
+def test_policies_in_several_threads_get_their_own_actions(path: Path, compiler: Compiler) -> None:
+    check_threads(policies(compiler, 2), open_engine(path, threads=1))
 
 
 def test_a_compilers_policies_act_on_it_when_told_so(path: Path, compiler: Compiler, text_folder: Path, tmp_path: Path):
@@ -192,6 +197,20 @@ def test_another_checkpoints_policy_is_refused(path: Path, text_folder: Path, tm
         bound(foreign, open_engine(path))
 
 
+def test_what_was_opened_stays_what_it_is(kept: Path, compiler: Compiler) -> None:
+    """Whatever becomes of its files: sizes of OpenVINO's graphs are compiled later."""
+    eager, seen = policies(compiler, 9), [tiny.observation(i) for i in range(9)]
+    fleet = stack([bound(policy, open_engine(kept, threads=1)) for policy in eager[:1]] * 9)
+    before = fleet.act(seen)
+    engine = open_engine(kept, threads=1)
+    for file in kept.parent.glob(f"{kept.stem}.*"):
+        with file.open("r+b") as opened:
+            opened.write(bytes(file.stat().st_size // 2))
+            opened.truncate()
+    for one, other in zip(stack([bound(eager[0], engine)] * 9).act(seen), before, strict=True):
+        np.testing.assert_array_equal(one.actions, other.actions)
+
+
 def test_a_flipped_byte_anywhere_is_refused(kept: Path) -> None:
     data = kept.read_bytes()
     for place in np.linspace(0, len(data) - 1, 40).astype(int):
@@ -244,6 +263,27 @@ def test_an_engine_that_acts_otherwise_is_not_written(
     with pytest.raises(UserError, match="The engine is refused: on 4 images of noise its actions"):
         export(compiler, tmp_path / f"engine{ENDINGS[runtime]}", runtime, "fp32", random_frames(compiler, 4))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_an_engine_of_nan_is_not_written(
+    compiler: Compiler, tmp_path: Path, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Overflowing(graphs.ControlStep):
+        def forward(self, images, weights, proprio=None):
+            return super().forward(images, weights, proprio) * float("nan")
+
+    monkeypatch.setattr(exporting, "ControlStep", Overflowing)
+    with pytest.raises(UserError, match="The engine is refused: .* by nan% of their range"):
+        export(
+            compiler, tmp_path / f"engine{ENDINGS[runtime]}", runtime, "fp32", random_frames(compiler, 4), tolerance=1.0
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_policy_that_is_an_engine_is_refused(kept: Path, compiler: Compiler) -> None:
+    with pytest.raises(UserError, match="is no task policy: write one with hypervla compile"):
+        TaskPolicy.load(kept, compiler.engine)
 
 
 def test_a_name_or_a_precision_that_does_not_fit_is_refused(compiler: Compiler, tmp_path: Path) -> None:

@@ -127,6 +127,7 @@ def test_what_a_mode_prints_is_what_the_command_line_reads(mode) -> None:
         ("receding-horizon:steps=0", "at least 1"),
         ("temporal-ensemble:recency=nan", "finite"),
         ("temporal-ensemble:m=1", "recency=float, every=int"),
+        ("temporal-ensemble:recency=0.1,recency=0.9", "recency=float, every=int"),
         ("open-loop:steps=2", "no options"),
     ],
 )

@@ -71,8 +71,12 @@ def test_a_checkpoint_without_contexts_flags_nothing(copy: Path) -> None:
     card = json.loads((copy / checkpoint.CARD).read_text())
     del card["contexts_sha256"]
     (copy / checkpoint.CARD).write_text(json.dumps(card))
-    policy = load_compiler(copy).compile("find the goal", IMAGE)
+    compiler = load_compiler(copy)
+    policy = compiler.compile("find the goal", IMAGE)
     assert policy.card.context_distance is None
+    compiler.refuse_unfamiliar = True
+    with pytest.raises(UserError, match="does not know the contexts of its training, so none can be refused"):
+        compiler.compile("find the goal", IMAGE)
     assert not policy.card.unfamiliar
 
 

@@ -17,6 +17,7 @@ Found = Mapping[str, Any]
 Row = Mapping[str, Any]
 HEADINGS = (
     "engine",
+    "calls",
     "p50",
     "p95",
     "p99",
@@ -27,6 +28,8 @@ HEADINGS = (
     "memory",
     "error, p99",
 )
+QUANTILES = {"p50": 1, "p95": 20, "p99": 100}
+"""How many calls each takes to be more than a guess."""
 ONCE = {
     "preprocessing": "a camera image to the network's size, every frame",
     "binding": "another task policy on a live engine",
@@ -49,12 +52,14 @@ LABELS: dict[str, Any] = {
 }
 INTRODUCTION = """# Performance
 
-One control step on every engine, from camera image to action chunk, with random weights. Engines of one run are timed
-in turn, one call of each after another.
+One control step on every engine, from camera image to action chunk, with random weights. Engines are timed in turn,
+one call of each after another; where memory does not hold them all, one engine after another, each in turn with the
+floor. *calls* is how many were timed: of fewer than 20 there is no p95, of fewer than 100 no p99.
 
 - *× floor*: in multiples of the time that the model's own matrix products and convolutions take, one after another and
   nothing else, in float32 (on a GPU in bfloat16, as one CUDA graph). Several libraries compute them, each in its own
-  way; the fastest is the floor, so that an engine can be below 1 in fewer bits.
+  way; the fastest one, in the same turns as the engine, is the floor. At batch 64 it is eight times that of 8. An
+  engine that joins several products, or computes in fewer bits, can be below 1.
 - *× backbone*: in multiples of what the task policies share, on the same engine at the same batch size: what it costs
   that every robot has weights of its own.
 - *first chunk*: opening an engine and acting once. *memory*: what a fresh process grows by for that.
@@ -77,7 +82,8 @@ def cells(row: Row) -> list[str]:
     exported = row["cold_start"] > 0
     return [
         row["engine"],
-        *(milliseconds(row[q]) for q in ("p50", "p95", "p99")),
+        str(row["steps"]),
+        *(milliseconds(row[q]) if row["steps"] >= least else "–" for q, least in QUANTILES.items()),
         f"{row['times_floor']:.2f}",
         "–" if row["times_backbone"] is None else f"{row['times_backbone']:.2f}",
         f"{row['frames_per_second']:,.0f}" if row["frames_per_second"] >= 10 else f"{row['frames_per_second']:.1f}",
@@ -95,7 +101,7 @@ def tables(found: Found) -> Group:
     """For a terminal."""
     shown: list[Any] = []
     for (model, batch), rows in groups(found).items():
-        table = Table(title=f"{model}, batch {batch}, on {_place(found)}", caption=_floors(rows[0]))
+        table = Table(title=f"{model}, batch {batch}, on {_place(found)}", caption=_floors(rows))
         for heading in HEADINGS:
             table.add_column(heading, justify="left" if heading == "engine" else "right")
         for row in rows:
@@ -138,7 +144,7 @@ def _section(kind: str, found: Found) -> list[str]:
         "",
     ]
     for (model, batch), rows in groups(found).items():
-        lines += [f"### `{model}`, batch {batch}", "", _floors(rows[0]), "", *_markdown(rows), ""]
+        lines += [f"### `{model}`, batch {batch}", "", _floors(rows), "", *_markdown(rows), ""]
     return [*lines, *_once(found["once"]), "", *(word for line in _beside(found) for word in (line, ""))]
 
 
@@ -150,8 +156,14 @@ def _short(commit: str) -> str:
     return commit[:12] + ("-dirty" if commit.endswith("-dirty") else "")
 
 
-def _floors(row: Row) -> str:
-    return "Floor: " + ", ".join(f"{milliseconds(taken)} ({name})" for name, taken in row["floors"].items()) + "."
+def _floors(rows: Sequence[Row]) -> str:
+    """Of each library; from the least to the most where each engine had turns of its own."""
+    said = []
+    for name in rows[0]["floors"]:
+        taken = [row["floors"][name] for row in rows]
+        ends = dict.fromkeys(map(milliseconds, (min(taken), max(taken))))
+        said.append(f"{' to '.join(ends)} ({name})")
+    return f"Floor: {', '.join(said)}."
 
 
 def _beside(found: Found) -> list[str]:

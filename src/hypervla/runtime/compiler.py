@@ -84,6 +84,11 @@ class Compiler:
 
     def compile_many(self, contexts: Sequence[TaskContext]) -> list[TaskPolicy]:
         """One task policy per context; those not remembered are generated in one call."""
+        if self.refuse_unfamiliar and self.known is None:
+            raise UserError(
+                "This checkpoint does not know the contexts of its training, so none can be refused as unlike them: "
+                "hypervla contexts makes them known, from the data."
+            )
         for context in contexts:
             for camera in self.embodiment.cameras:
                 self.embodiment.check_image(camera.name, context.images.get(camera.name))
@@ -105,8 +110,9 @@ class Compiler:
         return [Written(flat, distance) for flat, distance in zip(weights, distances, strict=True)]
 
     def _key(self, context: TaskContext) -> str:
-        """sha256 of all that the weights depend on besides this compiler's own checkpoint and robot."""
-        digest = hashlib.sha256(context.instruction.encode())
+        """sha256 of all that the weights depend on besides this compiler's own checkpoint and robot: sentence, images,
+        and what of them is looked at."""
+        digest = hashlib.sha256(context.instruction.encode() + repr(self.embodiment.cameras).encode())
         for camera in self.embodiment.cameras:
             digest.update(np.ascontiguousarray(context.images[camera.name]).data)
         return digest.hexdigest()

@@ -7,6 +7,7 @@ device and back are, and waits once. On a CPU the same code runs without pinned 
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Literal
@@ -66,6 +67,8 @@ class CudaEngine:
         if traced:
             self.step = torch.compile(self.whole, dynamic=False)
         self._buckets: dict[tuple[int, ...], _Bucket] = {}
+        self._turn = threading.Lock()
+        """Of threads, whose policies go through the same buffers."""
 
     def form(self, weights: NamedWeights) -> NamedWeights:
         """In fewer tensors."""
@@ -82,9 +85,10 @@ class CudaEngine:
         which takes seconds. The graph is one piece, so all of its time counts as the backbone's."""
         began = time.perf_counter()
         key = (bucket(len(images)), *images.shape[1:])
-        if key not in self._buckets:
-            self._buckets[key] = _Bucket(self, key, 0 if proprio is None else proprio.shape[1])
-        chunks = self._buckets[key].run(slots, images, proprio)
+        with self._turn:
+            if key not in self._buckets:
+                self._buckets[key] = _Bucket(self, key, 0 if proprio is None else proprio.shape[1])
+            chunks = self._buckets[key].run(slots, images, proprio)
         return Prediction(chunks, time.perf_counter() - began, 0.0)
 
 

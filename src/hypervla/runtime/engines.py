@@ -6,6 +6,7 @@ of them in one call.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Mapping
@@ -155,25 +156,19 @@ def _open_onnx(path: Path, threads: int | None) -> ExportedEngine:
 def _open_openvino(path: Path, threads: int | None) -> ExportedEngine:
     import openvino
 
-    _checked(path)
-    constants = path.with_suffix(".bin")
+    data, constants = _checked(path), path.with_suffix(".bin")
     if not constants.is_file():
         raise UserError(f"{constants} is missing: it holds the constants of {path.name}, copy both.")
+    held = constants.read_bytes()  # what was checked is what is run, whatever becomes of the files meanwhile
     try:
-        graph = openvino.Core().read_model(path)
+        graph = openvino.Core().read_model(data, held)
         card = EngineCard.from_json(graph.get_rt_info([CARD]).astype(str), path)
-        _check_constants(constants, card)
+        if hashlib.sha256(held).hexdigest() != card.constants_sha256:
+            raise UserError(f"{constants} is damaged or of another engine: export it again, or copy it once more.")
         opened = OpenVinoGraph(graph, card.precision, threads)
     except RuntimeError as error:
         raise _unfit(path, f"OpenVINO {openvino.__version__}", error) from error
     return ExportedEngine(card, opened.infer)
-
-
-def _check_constants(path: Path, card: EngineCard) -> None:
-    import hashlib
-
-    if hashlib.sha256(path.read_bytes()).hexdigest() != card.constants_sha256:
-        raise UserError(f"{path} is damaged or of another engine: export it again, or copy it once more.")
 
 
 def _checked(path: Path) -> bytes:

@@ -138,7 +138,10 @@ def execution_mode(text: str, embodiment: Embodiment) -> Execution:
         raise unknown(name, modes, "execution mode")
     make, known = modes[name]
     try:
-        pairs = dict(option.split("=") for option in options.split(",") if option)
+        given = [option.split("=") for option in options.split(",") if option]
+        pairs = dict(given)
+        if len(pairs) < len(given):
+            raise ValueError("an option came twice")
         return make(**{key: known[key](value) for key, value in pairs.items()})
     except UserError:
         raise

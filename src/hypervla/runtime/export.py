@@ -6,6 +6,8 @@ Every engine is run beside eager PyTorch when it is built; one whose actions dif
 from __future__ import annotations
 
 import hashlib
+import os
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -110,11 +112,13 @@ def _write_onnx(graph: Any, card: EngineCard, path: Path) -> None:
 def _write_openvino(graph: Any, card: EngineCard, path: Path) -> None:
     import openvino
 
-    model = graph.clone()
-    constants = path.with_suffix(".bin")
-    half = card.precision == "fp16"
-    openvino.save_model(model, path, compress_to_fp16=half)
-    card = replace(card, constants_sha256=hashlib.sha256(constants.read_bytes()).hexdigest())
-    model.set_rt_info(card.to_json(), [CARD])
-    openvino.save_model(model, path, compress_to_fp16=half)
-    write_atomically(path, sign(path.read_bytes()))
+    model, half = graph.clone(), card.precision == "fp16"
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}.") as folder:
+        file = Path(folder) / path.name
+        constants = file.with_suffix(".bin")
+        openvino.save_model(model, file, compress_to_fp16=half)
+        card = replace(card, constants_sha256=hashlib.sha256(constants.read_bytes()).hexdigest())
+        model.set_rt_info(card.to_json(), [CARD])
+        openvino.save_model(model, file, compress_to_fp16=half)
+        os.replace(constants, path.with_suffix(".bin"))
+        write_atomically(path, sign(file.read_bytes()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -21,7 +22,9 @@ from hypervla.runtime.task_policy import Timing, preprocess
 class InstructedPolicy:
     """A Monolithic model with one instruction and its memory of the last observations; a Policy."""
 
-    def __init__(self, model: Any, robot: Robot, instruction: str, device: str) -> None:
+    def __init__(self, model: Any, robot: Robot, instruction: str, device: str, digest: str = "") -> None:
+        """`digest` is the checkpoint's."""
+        self._digest = digest
         self.model, self.instruction, self.device = model, instruction, device
         self.embodiment, self.normalizer = robot.embodiment, robot.normalizer
         self.last_timing = Timing(0.0, 0.0, 0.0)
@@ -30,8 +33,9 @@ class InstructedPolicy:
 
     @property
     def policy_id(self) -> str:
-        """Sixteen letters that stand for the instruction; the model is told it, and nothing is compiled."""
-        return hashlib.sha256(self.instruction.encode()).hexdigest()[:16]
+        """Sixteen letters that stand for checkpoint, robot and instruction, which the model is told at every step."""
+        about = [self._digest, self.embodiment.to_json(), self.normalizer.digest, self.instruction]
+        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
 
     @torch.inference_mode()
     def act(self, observation: Observation) -> ActionChunk:
@@ -93,4 +97,4 @@ class Teller:
         context = TaskContext(instruction, self.embodiment.by_camera(images))
         for camera in self.embodiment.cameras:
             self.embodiment.check_image(camera.name, context.images.get(camera.name))
-        return InstructedPolicy(self.model, self.robot, instruction, self.device)
+        return InstructedPolicy(self.model, self.robot, instruction, self.device, self.digest)

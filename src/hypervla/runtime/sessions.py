@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -84,8 +85,8 @@ class OpenVinoGraph:
 
     A graph of a fixed size is faster than one of any size, most of all a small one, and the activations of some dozens
     of policies stay closer to the processor than those of more (docs/log.md has the times). Each piece of a call is a
-    request of its own, which reads the caller's arrays where they are. Every size keeps constants of its own, so that a
-    large graph, whose products are large enough anyway, has fewer.
+    request of its own, which reads the caller's arrays where they are: one call at a time, others wait. Every size
+    keeps constants of its own, so that a large graph, whose products are large enough anyway, has fewer.
     """
 
     SIZES, SIZES_WHEN_LARGE = (32, 8, 1), (8, 1)
@@ -103,15 +104,17 @@ class OpenVinoGraph:
         self._sizes = self.SIZES_WHEN_LARGE if constants > self.LARGE else self.SIZES
         self._compiled: dict[int, Any] = {}
         self._requests: dict[tuple[int, int], _Request] = {}
+        self._turn = threading.Lock()
         self._compile(1)  # whatever is wrong with the graph shows when it is opened
 
     def infer(self, given: Mapping[str, np.ndarray]) -> np.ndarray:
         count, begin, found = len(next(iter(given.values()))), 0, []
-        for size in self._sizes:
-            for _ in range((count - begin) // size):
-                request = self._requests.get((begin, size)) or self._request(begin, size)
-                found.append(request.infer({name: rows[begin : begin + size] for name, rows in given.items()}))
-                begin += size
+        with self._turn:
+            for size in self._sizes:
+                for _ in range((count - begin) // size):
+                    request = self._requests.get((begin, size)) or self._request(begin, size)
+                    found.append(request.infer({name: rows[begin : begin + size] for name, rows in given.items()}))
+                    begin += size
         return np.concatenate(found)
 
     def _request(self, begin: int, size: int) -> _Request:

@@ -48,7 +48,8 @@ class Prediction:
 
 @runtime_checkable
 class Engine(Protocol):
-    """Runs the shared backbone and the base policy; generated weights are an input (runtime/engines.py)."""
+    """Runs the shared backbone and the base policy; generated weights are an input (runtime/engines.py). Several
+    threads may call it, each with policies of its own."""
 
     backbone_digest: str
     layout: WeightLayout
@@ -146,8 +147,10 @@ class TaskPolicy:
 
     @property
     def policy_id(self) -> str:
-        """Sixteen letters that stand for the instruction and the weights."""
-        self._id = self._id or hashlib.sha256(self.instruction.encode() + self.weights.tobytes()).hexdigest()[:16]
+        """Sixteen letters that stand for the weights and all that the card says: checkpoint, robot, how its numbers are
+        normalised, instruction."""
+        about = json.dumps(self.card.to_json(), sort_keys=True).encode()
+        self._id = self._id or hashlib.sha256(about + self.weights.tobytes()).hexdigest()[:16]
         return self._id
 
     def act(self, observation: Observation) -> ActionChunk:
@@ -303,7 +306,10 @@ def from_bytes(data: bytes, source: Path) -> tuple[Float32[np.ndarray, " W"], We
     header = data[8 : 8 + int.from_bytes(data[:8], "little")]
     if not is_whole(data):
         raise UserError(f"{source} is damaged or no task policy: compile it again, or copy it once more.")
-    about = json.loads(json.loads(header)["__metadata__"]["hypervla"])
+    try:
+        about = json.loads(json.loads(header)["__metadata__"]["hypervla"])
+    except (ValueError, KeyError, TypeError) as error:  # whole, but another file of ours
+        raise UserError(f"{source} is no task policy: write one with hypervla compile.") from error
     if about["format"] != FORMAT:
         raise UserError(f"{source} is of task policy format {about['format']}, but this version reads {FORMAT}.")
     layout = WeightLayout.from_json(about["layout"])
