@@ -162,11 +162,24 @@ def test_datasets_stay_as_they_are(tmp_path: Path, point_data: Path, capsys: pyt
     assert sorted(point_data.rglob("*")) == before
 
 
+def test_a_run_is_not_kept_in_its_data(point_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before, data = sorted(point_data.rglob("*")), ("train", "small", "--data", str(point_data))
+    inside = str(point_data / "run")
+    for words in (("--out", inside), ("--out", str(tmp_path / "run"), "--pictures", inside)):
+        assert "is inside the dataset" in ends_in_one_line(capsys, *data, *words)
+    many = ends_in_one_line(capsys, *data, "--out", str(tmp_path / "run"), "--seed", str(2**63))
+    assert "--seed must be below 9,223,372,036,854,775,808" in many
+    few = ends_in_one_line(capsys, *data, "--out", str(tmp_path / "run"), "--workers", "-1")
+    assert "--workers must be 0 or more" in few
+    assert sorted(point_data.rglob("*")) == before
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_camera_is_named_once(tmp_path: Path, point_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     twice = ("--camera", "camera", "--camera", "camera")
     assert "A camera came twice" in ends_in_one_line(capsys, "data", "info", str(point_data), *twice)
     line = ends_in_one_line(capsys, "data", "convert", str(tmp_path / "no"), "--drop-no-ops", "--out", str(tmp_path))
-    assert "is not there" in line
+    assert "is not here" in line
 
 
 def test_trace_and_no_trace_exclude_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

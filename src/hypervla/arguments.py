@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 SERVED = "ws://"
 """How the address of a policy server begins."""
+MOST_SEED = 2**63
+"""Random generators take no larger ones."""
 OVERRIDABLE = ("steps", "batch_contexts", "seed", "trace")
 """The fields of a recipe that the command line may override; anything else is a new recipe."""
 
@@ -71,6 +73,8 @@ def override(recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
     for field, least in (("seed", 0), ("steps", 1), ("batch_contexts", 1)):
         if given.get(field) is not None and given[field] < least:
             raise UserError(f"--{field.replace('_', '-')} must be {least} or more, but {given[field]} came.")
+    if (given.get("seed") or 0) >= MOST_SEED:
+        raise UserError(f"--seed must be below {MOST_SEED:,}, but {given['seed']} came.")
     return replace(recipe, **{field: value for field, value in given.items() if value is not None})
 
 
@@ -138,6 +142,12 @@ def read_image(path: Path) -> Image:
             return np.asarray(file.convert("RGB"))
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise UserError(f"'{path}' is not an image that can be read ({error}): save it as PNG or JPEG.") from error
+
+
+def check_outside(folder: Path, out: Path) -> None:
+    """Datasets stay as they are. Raises UserError for a place inside of one."""
+    if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{out} is inside the dataset {folder}, which stays as it is: write to another place.")
 
 
 def told(robot: Path | None, rows: Path | None, cameras: tuple[str, ...], paraphrases: Path | None = None) -> Told:

@@ -183,10 +183,15 @@ def read_card(folder: Path) -> Checkpoint:
         raise UserError(f"{folder} holds no checkpoint ({CARD} is missing): make one with `hypervla train`.")
     try:
         card = json.loads(path.read_text())
-        if card["format"] not in (1, FORMAT):
-            raise UserError(
-                f"{path} is of checkpoint format {card['format']}, but this version of hypervla reads {FORMAT}."
-            )
+        known = card["format"] in (1, FORMAT)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _no_card(path, error) from error
+    if not known:
+        raise UserError(
+            f"{path} is of checkpoint format {card['format']}, but this version of hypervla reads {FORMAT}: install a "
+            "newer one."
+        )
+    try:
         if card["format"] == 1:
             robot = {"embodiment": card["embodiment"], "normalisation": card["normalisation"]}
             card["robots"] = {card["embodiment"]["name"]: robot}
@@ -195,8 +200,8 @@ def read_card(folder: Path) -> Checkpoint:
         config = config_from_json(card["model"])
         if not isinstance(config, ModelConfig):
             raise TypeError("its model is no configuration of one")
-        if not isinstance(card["weights_sha256"], str):
-            raise TypeError("its weights_sha256 is no text")
+        if not all(isinstance(digest, str) for digest in (card["weights_sha256"], card.get("contexts_sha256", ""))):
+            raise TypeError("its sha256 are no texts")
         return Checkpoint(
             config=config,
             robots=card["robots"],
@@ -205,9 +210,13 @@ def read_card(folder: Path) -> Checkpoint:
             contexts_digest=card.get("contexts_sha256"),
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(
-            f"{path} is not a hypervla checkpoint card ({type(error).__name__}: {error}): copy the checkpoint again."
-        ) from error
+        raise _no_card(path, error) from error
+
+
+def _no_card(path: Path, error: Exception) -> UserError:
+    return UserError(
+        f"{path} is not a hypervla checkpoint card ({type(error).__name__}: {error}): copy the checkpoint again."
+    )
 
 
 def load(folder: Path, device: str = "cpu") -> tuple[Any, Checkpoint, dict[str, Tensor]]:

@@ -9,7 +9,6 @@ from typing import Literal
 import tyro
 from tyro.conf import Positional
 
-from hypervla.contracts import UserError
 from hypervla.options import Cameras, Flag, Out, Robot, Rows
 
 data_app = tyro.extras.SubcommandApp()
@@ -33,13 +32,13 @@ def info(
         folder: A LeRobot or RLDS dataset, LIBERO's HDF5 files or one of them, or a LeRobot dataset's hub id.
         sheet: Picture to write: frames of some episodes, as the policy would see them.
     """
-    from hypervla.arguments import told
+    from hypervla.arguments import check_outside, told
     from hypervla.data.contact_sheet import contact_sheet
     from hypervla.data.opening import open_dataset
     from hypervla.display import dataset_summary
 
     if sheet is not None:
-        _check_outside(folder, sheet)
+        check_outside(Path(folder), sheet)
     reader = open_dataset(folder, told(robot, rows, cameras))
     print(dataset_summary(reader))
     if sheet is not None:
@@ -87,23 +86,17 @@ def convert(
         images: Store images in videos, or one by one.
         drop_no_ops: Leave out steps of LIBERO's demonstrations that ask for nothing, as OpenVLA did.
     """
-    from hypervla.arguments import told
+    from hypervla.arguments import check_outside, told
     from hypervla.data.convert import convert as convert_dataset
     from hypervla.data.libero_hdf5 import LiberoDemos
     from hypervla.data.opening import open_dataset
 
-    _check_outside(folder, out)
+    check_outside(Path(folder), out)
     reader = open_dataset(folder, replace(told(robot, rows, cameras), drop_no_ops=drop_no_ops))
     convert_dataset(reader, out, version=to, images=images)
     if drop_no_ops and isinstance(reader, LiberoDemos):
         print(f"Left out {reader.dropped:,} steps that ask for nothing.")
     print(f"{out}: {len(reader):,} episodes, {len(reader.actions):,} frames, LeRobot {to}.")
-
-
-def _check_outside(folder: str, out: Path) -> None:
-    """Datasets stay as they are. Raises UserError for a place inside of one."""
-    if Path(folder).is_dir() and out.resolve().is_relative_to(Path(folder).resolve()):
-        raise UserError(f"{out} is inside the dataset {folder}, which stays as it is: write to another place.")
 
 
 @data_app.command

@@ -65,14 +65,15 @@ def train(
         trace: Compile the training step with torch.compile, whatever the recipe says.
         no_trace: Run eagerly, whatever the recipe says.
     """
-    from hypervla.arguments import check_device, choose_one, find_checkpoint, override, told
+    from hypervla.arguments import check_device, check_outside, choose_one, find_checkpoint, override, told
     from hypervla.contracts import UserError
     from hypervla.data.opening import open_mixture
     from hypervla.display import show_mixture
     from hypervla.training.recipes import recipe as find_recipe
 
     traced = choose_one("--trace", trace, "--no-trace", no_trace)
-    find_recipe(recipe)  # an unknown name is refused before any data is read
+    changes = {"steps": steps, "batch_contexts": batch_contexts, "seed": seed, "trace": traced}
+    override(find_recipe(recipe), changes)  # what is wrong is refused before any data is read
     start = None if initial is None else find_checkpoint(initial)
     for flag, given in (("--vision-only", vision_only), ("--new-statistics", new_statistics)):
         if given and start is None:
@@ -80,13 +81,18 @@ def train(
     options: dict[str, Any] = {"resume": resume, "device": check_device(device), "workers": workers}
     if minutes is not None and not 0 < minutes < math.inf:
         raise UserError(f"--minutes must be above 0, and finite, but {minutes} came.")
+    if workers < 0:
+        raise UserError(f"--workers must be 0 or more, but {workers} came.")
     options |= {"minutes": minutes, "keep_pictures": pictures}
     options |= {"initial": start, "vision_only": vision_only, "new_statistics": new_statistics}
     datasets = open_mixture(data, named=mixture, told=told(robot, rows, cameras, paraphrases))
+    for place in filter(None, (out, pictures)):
+        for reader in datasets.readers:
+            if root := getattr(reader, "root", None):
+                check_outside(Path(root), place)
     show_mixture(datasets)
     from hypervla.training.loop import train as train_recipe
 
-    changes = {"steps": steps, "batch_contexts": batch_contexts, "seed": seed, "trace": traced}
     chosen = override(find_recipe(recipe, datasets.readers[0].embodiment), changes)
     chosen = replace(chosen, sampling=replace(chosen.sampling, leave_out=leave_out))
     train_recipe(chosen, datasets, out, **options)
@@ -112,15 +118,20 @@ def contexts(
         data: The data of its training, as train takes it.
         paraphrases: JSON with other ways to say instructions, as train takes it.
     """
-    from hypervla.arguments import check_device, find_checkpoint, told
+    from hypervla.arguments import check_device, told
     from hypervla.contracts import UserError
     from hypervla.data.opening import open_mixture
     from hypervla.training.contexts import keep_contexts
 
+    if not checkpoint.is_dir():
+        raise UserError(f"Contexts are written into the folder of a checkpoint of yours, and {checkpoint} is none.")
     mixture = open_mixture(data, named=None, told=told(robot, rows, cameras, paraphrases))
-    known = keep_contexts(find_checkpoint(str(checkpoint)), mixture, check_device(device))
+    known = keep_contexts(checkpoint, mixture, check_device(device))
     if known is None:
-        raise UserError("No episode of the data says what is to be done, so there are no contexts to know.")
+        raise UserError(
+            "There are too few different contexts in the data (pairs of a sentence and a first image) to tell others "
+            "from them."
+        )
     print(f"99.9 % of the contexts are within a distance of {known.limit:.1f}; compile says what is farther.")
 
 

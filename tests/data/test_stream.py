@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -117,14 +118,39 @@ def test_pictures_kept_in_a_folder_are_decoded_once(tmp_path: Path, monkeypatch:
     plain = InMemory(mixture, 24, 2)
     kept = InMemory(mixture, 24, 2, folder=tmp_path / "pictures")
     assert len(list((tmp_path / "pictures").iterdir())) == 2 * len(CAMERAS)
-    monkeypatch.setattr(Decoded, "__call__", None)
+    decode = Decoded.__call__
+
+    def few(decoded: Decoded, dataset: int, camera: int, rows: Sequence[int]) -> Sequence[np.ndarray]:
+        assert len(rows) <= 3, "only what names a file is looked at again"
+        return decode(decoded, dataset, camera, rows)
+
+    monkeypatch.setattr(Decoded, "__call__", few)
     again = InMemory(mixture, 24, 2, folder=tmp_path / "pictures")
     for camera in range(len(CAMERAS)):
         np.testing.assert_array_equal(kept(0, camera, rows), plain(0, camera, rows))
         np.testing.assert_array_equal(again(0, camera, rows), plain(0, camera, rows))
-    with pytest.raises(TypeError):
+    with pytest.raises(AssertionError, match="only what names a file"):
         InMemory(mixture, 24, 1, folder=tmp_path / "pictures")  # another margin is other pictures
     assert len(list((tmp_path / "pictures").iterdir())) == 2 * len(CAMERAS)
+
+
+class Turned(NumberedReader):
+    """The same digest and cameras, but the cameras' pictures are others: a robot file can say so."""
+
+    def images(self, camera: str, rows: Sequence[int]) -> list[np.ndarray]:
+        return [image[::-1] for image in super().images(camera, rows)]
+
+
+def test_kept_pictures_are_of_these_cameras_and_whole(tmp_path: Path) -> None:
+    rows, folder = range(sum(LENGTHS)), tmp_path / "pictures"
+    for reader in (NumberedReader(LENGTHS, robot=ROBOT), Turned(LENGTHS, robot=ROBOT)):
+        found = InMemory(Mixture([reader]), 24, 2, folder=folder)
+        np.testing.assert_array_equal(found(0, 0, rows), InMemory(Mixture([reader]), 24, 2)(0, 0, rows))
+    for damage in (lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"not an array"):
+        for file in folder.iterdir():
+            file.write_bytes(damage(file.read_bytes()))
+        again = InMemory(Mixture([reader]), 24, 2, folder=folder)
+        np.testing.assert_array_equal(again(0, 0, rows), InMemory(Mixture([reader]), 24, 2)(0, 0, rows))
 
 
 class Drawn(NumberedReader):

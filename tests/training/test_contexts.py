@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from tests import tiny
+from tests.fakes import make_point_world
 
 from hypervla import checkpoint, cli
 from hypervla.contracts import UserError
 from hypervla.data.opening import open_mixture
+from hypervla.data.record import record
 from hypervla.runtime.compiler import load, load_compiler
 from hypervla.runtime.task_policy import TaskPolicy
 from hypervla.training.contexts import draw, keep_contexts
+from hypervla.training.loop import train
+from hypervla.training.recipe import Recipe
 
 IMAGE = tiny.observation().images["top"]
 
@@ -96,6 +101,40 @@ def test_the_command_keeps_what_training_kept(copy: Path, point_data: Path, caps
     assert (copy / checkpoint.CONTEXTS).read_bytes() == before
 
 
+def test_what_was_left_out_is_not_known(recipe: Recipe, point_data: Path, tmp_path: Path) -> None:
+    (reader,) = open_mixture([point_data]).readers
+    _, *others = sorted({reader.instruction(int(row)) for row in reader.starts[:-1]})
+    some = replace(recipe, steps=1, sampling=replace(recipe.sampling, leave_out=tuple(others)))
+    train(some, point_data, tmp_path)
+    before = checkpoint.read_contexts(tmp_path, checkpoint.read_card(tmp_path))
+    assert before is not None
+    assert len(before.means) == 1
+    cli.main(["contexts", str(tmp_path), "--data", str(point_data)])
+    again = checkpoint.read_contexts(tmp_path, checkpoint.read_card(tmp_path))
+    assert again is not None
+    assert torch.equal(again.means, before.means)
+
+
+def test_too_few_contexts_say_nothing_of_others(recipe: Recipe, tmp_path: Path) -> None:
+    """One demonstration of each task, which is drawn again and again."""
+    record(tmp_path / "data", ("find", "flee"), 1, make=make_point_world, noise=0.1, seed=0, workers=1, max_steps=40)
+    train(replace(recipe, steps=1), tmp_path / "data", tmp_path / "run")
+    assert checkpoint.read_card(tmp_path / "run").contexts_digest is None
+
+
+def test_contexts_are_of_a_checkpoint_and_data_of_ones_own(
+    copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record(tmp_path / "data", ("find",), 1, make=make_point_world, noise=0.1, seed=0, workers=1, max_steps=40)
+    for name, match in (
+        ("embedded", "embedded is none"),
+        (str(copy), "data is not what the checkpoint was trained on"),
+    ):
+        with pytest.raises(SystemExit):
+            cli.main(["contexts", name, "--data", str(tmp_path / "data")])
+        assert match in capsys.readouterr().err
+
+
 def test_a_model_without_contexts_is_refused(text_folder: Path, point_data: Path, tmp_path: Path) -> None:
     from tests.training.test_systems import evla
 
@@ -115,5 +154,5 @@ def test_data_that_says_nothing_leaves_the_checkpoint_as_it_is(
     assert keep_contexts(copy, mixture) is None
     with pytest.raises(SystemExit):
         cli.main(["contexts", str(copy), "--data", str(point_data)])
-    assert "No episode of the data says what is to be done" in capsys.readouterr().err
+    assert "too few different contexts in the data" in capsys.readouterr().err
     assert (copy / checkpoint.CARD).read_bytes() == before

@@ -26,8 +26,8 @@ from hypervla.data.stream import SampleStream
 from hypervla.embodiment import Embodiment
 from hypervla.models.action_head import ReleasedHead
 from hypervla.models.hypervla import HyperVLAConfig
-from hypervla.training.loop import robots_of, train
-from hypervla.training.metrics import LOG
+from hypervla.training.loop import check_fit, robots_of, train
+from hypervla.training.metrics import LOG, processor_seconds
 from hypervla.training.recipe import Recipe
 
 
@@ -105,10 +105,67 @@ def test_a_run_may_end_by_its_time_and_go_on_with_more(
 ) -> None:
     train(recipe, point_data, tmp_path / "run", minutes=1e-9)
     assert checkpoint.read_card(tmp_path / "run").provenance["step"] == 1
-    train(recipe, point_data, tmp_path / "run", minutes=2e-9, resume=True)  # what was spent before counts
+    before = weights(tmp_path / "run")
+    train(recipe, point_data, tmp_path / "run", minutes=1e-9, resume=True)  # what was spent before counts
+    assert checkpoint.read_card(tmp_path / "run").provenance["step"] == 1
+    assert weights(tmp_path / "run") == before
+    spent = processor_seconds(tmp_path / "run") / 60
+    train(recipe, point_data, tmp_path / "run", minutes=spent + 1e-9, resume=True)
     assert checkpoint.read_card(tmp_path / "run").provenance["step"] == 2
     train(recipe, point_data, tmp_path / "run", resume=True)
     assert weights(tmp_path / "run") == weights(uninterrupted)
+
+
+@pytest.mark.parametrize("written", [(), (checkpoint.WEIGHTS,)])
+def test_a_kill_before_the_last_checkpoint_is_made_good(
+    recipe: Recipe, point_data: Path, uninterrupted: Path, tmp_path: Path, written: tuple[str, ...]
+) -> None:
+    """The state to resume from is written first, then the weights, then the card."""
+    early, out = tmp_path / "early", tmp_path / "run"
+    train(replace(recipe, steps=6), point_data, early)
+    shutil.copytree(uninterrupted, out)
+    for name in {checkpoint.WEIGHTS, checkpoint.CARD, checkpoint.CONTEXTS} - set(written):
+        shutil.copy(early / name, out / name)
+    train(recipe, point_data, out, resume=True)
+    assert weights(out) == weights(uninterrupted)
+    about = checkpoint.read_card(out)
+    assert about.provenance["step"] == 12
+    assert about.provenance["loss"] == checkpoint.read_card(uninterrupted).provenance["loss"]
+    assert (out / checkpoint.CONTEXTS).read_bytes() == (uninterrupted / checkpoint.CONTEXTS).read_bytes()
+
+
+def test_a_run_begun_with_more_is_not_resumed_with_less(
+    recipe: Recipe, point_data: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    train(replace(recipe, steps=2), point_data, tmp_path / "run", initial=uninterrupted, vision_only=True)
+    with pytest.raises(UserError, match="its initial_part is vision, this command's is None"):
+        train(recipe, point_data, tmp_path / "run", initial=uninterrupted, resume=True)
+
+
+@pytest.mark.parametrize("change", [{"step": "1"}, {"identity": []}])
+def test_a_damaged_state_is_refused(
+    recipe: Recipe, point_data: Path, uninterrupted: Path, tmp_path: Path, change: dict
+) -> None:
+    out = Path(shutil.copytree(uninterrupted, tmp_path / "run"))
+    card = json.loads((out / "resume/state.json").read_text())
+    (out / "resume/state.json").write_text(json.dumps(card | change))
+    with pytest.raises(UserError, match="state.json is damaged"):
+        train(recipe, point_data, out, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"gripper": None}, "the gripper of point is not known: say what it is with --robot FILE.toml"),
+        ({"gripper": replace(POINT.gripper, index=0)}, "the gripper of point is action 0"),
+        ({"cameras": ()}, "point has no camera"),
+    ],
+)
+def test_a_robot_that_the_recipe_is_not_made_for_is_refused(recipe: Recipe, change: dict, match: str) -> None:
+    assert isinstance(recipe.model.head, ReleasedHead)
+    check_fit(recipe, POINT)
+    with pytest.raises(UserError, match=match):
+        check_fit(recipe, replace(POINT, **change))
 
 
 def test_what_is_left_out_is_never_seen(recipe: Recipe, point_data: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from hypervla.models.instruction_encoders import load_tokenizer
 from hypervla.models.interface import Batch, Inputs, Role
 from hypervla.models.lora import LoRA, inject
 from hypervla.models.prompt import Prompts
-from hypervla.models.safetensors_folder import load_published
+from hypervla.models.safetensors_folder import find_folder, load_published
 from hypervla.models.vision_language import LLAMA_2_7B, VisionLanguage, VisionLanguageModel
 
 PRISMATIC_7B = VisionLanguage(FusedVision(), (8704, 4096), LLAMA_2_7B)
@@ -93,6 +93,9 @@ class OpenVLA(nn.Module):
     def __init__(self, config: OpenVLAConfig, pretrained: bool = True) -> None:
         super().__init__()
         self.config = config
+        tokenizer = load_tokenizer(config.model.language.tokenizer) if pretrained else None  # before much is allocated
+        if pretrained and config.source is not None:
+            find_folder(config.source)
         self.model = VisionLanguageModel(config.model, pretrained)
         if pretrained and config.source is not None:
             load_published(config.source, self.model)
@@ -100,7 +103,6 @@ class OpenVLA(nn.Module):
             self.requires_grad_(False)
         if config.lora is not None:
             inject(self.model, config.lora)
-        tokenizer = load_tokenizer(config.model.language.tokenizer) if pretrained else None
         room = config.model.language.context - config.model.image_tokens - config.action_size - 1
         self.prompts = Prompts(tokenizer, room, config.before_answer)
 

@@ -44,17 +44,28 @@ class InMemory:
         wanted: dict[tuple[int, int], Path | None] = {}
         for dataset, reader in enumerate(mixture.readers):
             for camera in range(len(reader.embodiment.cameras)):
-                path = None if folder is None else folder / f"{_name(mixture, dataset, camera, size, margin)}.npy"
-                if path is not None and path.is_file():
-                    self.images[dataset, camera] = np.load(path, mmap_mode="r")
-                else:
+                path = None if folder is None else folder / f"{self._name(mixture, dataset, camera, side)}.npy"
+                kept = None if path is None else _kept(path, (len(reader.actions), side, side, 3))
+                if kept is None:
                     wanted[dataset, camera] = path
+                else:
+                    self.images[dataset, camera] = kept
         total = sum(len(mixture.readers[dataset].actions) for dataset, _ in wanted)
         if total:
             with ThreadPoolExecutor(threads) as pool, decoding_progress(total) as advance:
                 for (dataset, camera), path in wanted.items():
                     shape = (len(mixture.readers[dataset].actions), side, side, 3)
                     self.images[dataset, camera] = self._decode(pool, advance, dataset, camera, shape, path)
+
+    def _name(self, mixture: Mixture, dataset: int, camera: int, side: int) -> str:
+        """Says what decoded pictures depend on; three of them say the rest: where a robot file or a row of Open
+        X-Embodiment has the camera's pictures from, and how they are made smaller."""
+        reader = mixture.readers[dataset]
+        rows = len(reader.actions)
+        some = self._decoded(dataset, camera, sorted({0, rows // 2, rows - 1}))
+        digests = [hashlib.sha256(np.ascontiguousarray(picture).data).hexdigest() for picture in some]
+        seen = [reader.digest, asdict(reader.embodiment.cameras[camera]), side, rows, digests]
+        return hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:24]
 
     def _decode(
         self,
@@ -103,8 +114,10 @@ def _mapped(path: Path, shape: tuple[int, ...]) -> np.ndarray:
         raise UserError(f"{path.parent} cannot hold the pictures ({error}): choose another folder.") from error
 
 
-def _name(mixture: Mixture, dataset: int, camera: int, size: int, margin: int) -> str:
-    """Says all that decoded pictures depend on."""
-    reader = mixture.readers[dataset]
-    seen = [reader.digest, asdict(reader.embodiment.cameras[camera]), size, margin]
-    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:24]
+def _kept(path: Path, shape: tuple[int, ...]) -> Images | None:
+    """The pictures in a file; None where it is not there, or not whole."""
+    try:
+        images = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        return None
+    return images if images.shape == shape and images.dtype == np.uint8 else None

@@ -40,8 +40,8 @@ def open_dataset(name: str | Path, told: Told = NOTHING) -> EpisodeReader:
     """
     path, kind = Path(name), kind_of(Path(name))
     if told.drop_no_ops and kind != "hdf5":
-        what = "is no HDF5 file of LIBERO" if path.exists() else "is not there, or of a hub"
-        raise UserError(f"{name} {what}: --drop-no-ops is for LIBERO's HDF5 files.")
+        what = "is no HDF5 file of LIBERO" if path.exists() else "is not here, let alone HDF5 files of LIBERO"
+        raise UserError(f"{name} {what}: --drop-no-ops is for those.")
     if kind == "lerobot":
         reader = _open_lerobot(name, told)
     else:

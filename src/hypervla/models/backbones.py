@@ -299,7 +299,8 @@ def load_or_make(cls: Any, config: Any, shape: Mapping[str, int], source: str | 
 
 def load_model(cls: Any, source: str, shape: Mapping[str, int]) -> Any:
     """`load_pretrained`, refusing a model of another shape, or with weights missing (which would stay random)."""
-    model, report = load_pretrained(cls, source, output_loading_info=True, ignore_mismatched_sizes=True)
+    options = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    model, report = load_pretrained(cls, source, use_safetensors=True, **options)  # never a pickle
     came = {name: getattr(model.config, name, None) for name in shape}
     if came != dict(shape):
         raise UserError(f"'{source}' holds a {cls.__name__} of {came}, but the recipe is made for {dict(shape)}.")

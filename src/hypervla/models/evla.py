@@ -79,6 +79,7 @@ class Evla(nn.Module):
     def __init__(self, config: EvlaConfig, pretrained: bool = True) -> None:
         super().__init__()
         self.config = config
+        tokenizer = load_tokenizer(config.model.language.tokenizer) if pretrained else None  # before much is allocated
         self.model = VisionLanguageModel(config.model, pretrained)
         width = config.model.language.width
         self.tokens = nn.Embedding(BINS + 1, width)
@@ -88,7 +89,6 @@ class Evla(nn.Module):
             self.model.vision_backbone.requires_grad_(False)
         if config.lora is not None:
             inject(self.model.language_model, config.lora)
-        tokenizer = load_tokenizer(config.model.language.tokenizer) if pretrained else None
         room = config.model.language.context - config.model.image_tokens - config.actions - 1
         self.prompts = Prompts(tokenizer, room)
 

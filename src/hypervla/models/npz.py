@@ -14,6 +14,8 @@ import numpy as np
 from hypervla.contracts import UserError
 from hypervla.durable import write_atomically
 
+MOST_UNQUESTIONED, MOST_GROWTH = 2**28, 50
+"""Bytes that a file may unpack to, and beyond those how many times its own size: weights hardly get smaller."""
 DAMAGE = (ValueError, OSError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 """What NumPy and zipfile raise for a file that is no npz of plain arrays."""
 
@@ -23,6 +25,9 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     them those that only pickle could read, or not finite."""
     if not path.is_file():
         raise UserError(f"There is no file {path}: export the checkpoint to an npz of its arrays first.")
+    size = _unpacked(path)
+    if size > MOST_UNQUESTIONED and size > MOST_GROWTH * path.stat().st_size:
+        raise UserError(f"{path} would unpack to {size / 2**30:.1f} GiB, which no file of weights does: get it anew.")
     try:
         file, arrays = np.load(path, allow_pickle=False), None
         if isinstance(file, np.lib.npyio.NpzFile):
@@ -41,6 +46,15 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
                 f"{path} holds NaN or infinite numbers in '{name}', or such as float32 does not hold: export it again."
             )
     return arrays
+
+
+def _unpacked(path: Path) -> int:
+    """Bytes of all arrays, as the file says; 0 where it does not."""
+    try:
+        with zipfile.ZipFile(path) as members:
+            return sum(member.file_size for member in members.infolist())
+    except DAMAGE:
+        return 0
 
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

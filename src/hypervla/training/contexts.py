@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,8 @@ from hypervla.runtime.task_policy import preprocess
 
 FITTED, JUDGED = 2_000, 500
 """Contexts that are looked at: of episodes that were trained on, and of held-back ones."""
+LEAST = 20
+"""Different contexts that say something of how contexts differ."""
 TOGETHER = 64
 """Contexts that are embedded in one call."""
 
@@ -34,22 +37,42 @@ class Context(NamedTuple):
 
 def keep_contexts(folder: Path, mixture: Mixture, device: str = "cpu", seed: int = 0) -> KnownContexts | None:
     """Fit the contexts that a finished checkpoint was trained with and keep them beside its weights; the limit is set
-    with held-back episodes, where there are any. None for data that never says what is to be done.
+    with held-back episodes, where there are any. None where fewer than LEAST differ, as in data that never says what is
+    to be done.
 
-    Raises UserError for a model that reads no task contexts.
+    Raises UserError for a model that reads no task contexts, and for other data than that of its training.
     """
-    model, _, _ = checkpoint.load(folder, device)
+    model, about, _ = checkpoint.load(folder, device)
     if not isinstance(model, HyperVLA):
         raise UserError(f"{folder} holds a model without a hypernetwork, which reads no task contexts.")
-    random = np.random.default_rng(seed)
-    fitted = draw(mixture, FITTED, model.config.image_size, random, held_back=False)
-    judged = draw(mixture, JUDGED, model.config.image_size, random, held_back=True)
-    if not fitted:
+    check_data(about, mixture)
+    random, size, left_out = np.random.default_rng(seed), model.config.image_size, _left_out(about)
+    fitted, judged = (
+        [context for context in draw(mixture, count, size, random, held_back=held_back) if context.task not in left_out]
+        for count, held_back in ((FITTED, False), (JUDGED, True))
+    )
+    if len({(context.sentence, context.images.tobytes()) for context in fitted}) < LEAST:
         return None
     tasks = [context.task for context in fitted]
     known = KnownContexts.fit(embed(model, fitted, device), tasks, embed(model, judged, device) if judged else None)
     checkpoint.add_contexts(folder, known)
     return known
+
+
+def check_data(about: checkpoint.Checkpoint, mixture: Mixture) -> None:
+    """Raises UserError for data that the checkpoint was not trained on, where it says what that was."""
+    known = {row["digest"]: row["name"] for row in about.provenance.get("datasets", ())}
+    for reader in mixture.readers:
+        if known and reader.digest not in known:
+            raise UserError(
+                f"{reader.name} is not what the checkpoint was trained on ({', '.join(known.values())}): its contexts "
+                "are those of its own data."
+            )
+
+
+def _left_out(about: checkpoint.Checkpoint) -> Sequence[str]:
+    """Instructions that were in the data and not trained on."""
+    return about.provenance.get("recipe", {}).get("sampling", {}).get("leave_out", ())
 
 
 def draw(mixture: Mixture, count: int, size: int, random: np.random.Generator, *, held_back: bool) -> list[Context]:

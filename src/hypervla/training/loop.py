@@ -20,6 +20,7 @@ from hypervla.data.opening import open_mixture
 from hypervla.data.robot_file import write_robot
 from hypervla.data.stream import SampleStream
 from hypervla.embodiment import Embodiment
+from hypervla.models.action_head import ReleasedHead
 from hypervla.models.hypervla import HyperVLAConfig
 from hypervla.models.interface import Batch, Model, WritesTokens
 from hypervla.training.batches import from_stream
@@ -146,7 +147,11 @@ def check_left_out(recipe: Recipe, mixture: Mixture) -> None:
 
 def check_fit(recipe: Recipe, embodiment: Embodiment) -> None:
     """Refuse data whose robot is not the one the recipe's shapes are made for. Raises UserError."""
-    model = recipe.model
+    model, gripper = recipe.model, embodiment.gripper
+    if not embodiment.cameras:
+        raise UserError(f"{embodiment.name} has no camera, but every policy here looks through one.")
+    if gripper is not None and embodiment.action_size == 1:
+        raise UserError(f"All that {embodiment.name} moves is its gripper, which is not enough to learn a policy from.")
     facts = [
         ("cameras", model.cameras, len(embodiment.cameras)),
         ("action dimensions", model.action_size, embodiment.action_size),
@@ -159,3 +164,10 @@ def check_fit(recipe: Recipe, embodiment: Embodiment) -> None:
                 f"The recipe {recipe.name} is made for {wanted} {what}, but {embodiment.name} has {came}: choose a "
                 f"recipe for this robot, such as small."
             )
+    head = getattr(model, "head", None)
+    if isinstance(head, ReleasedHead) and (gripper is None or gripper.index != head.gripper_index):
+        there = "is not known" if gripper is None else f"is action {gripper.index}"
+        raise UserError(
+            f"The recipe {recipe.name} decides on a gripper that is action {head.gripper_index}, but the gripper of "
+            f"{embodiment.name} {there}: say what it is with --robot FILE.toml, or choose a recipe for this robot."
+        )

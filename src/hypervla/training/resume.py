@@ -69,11 +69,13 @@ def load(
     try:
         card = json.loads(card_path.read_text())
         step, state, digest, saved = (card[key] for key in ("step", "state", "sha256", "identity"))
+        if not (isinstance(step, int) and isinstance(saved, dict)):
+            raise TypeError("its step is no number, or its identity no table")
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{card_path} is damaged ({error}): start again without --resume in another --out.") from error
-    for key, value in identity.items():
-        if saved.get(key) != value:
-            what, theirs, ours = _difference(key, saved.get(key), value)
+    for key in {**identity, **saved}:
+        if saved.get(key) != identity.get(key):
+            what, theirs, ours = _difference(key, saved.get(key), identity.get(key))
             raise UserError(
                 f"{out} holds another run: its {what} is {_short(theirs)}, this command's is {_short(ours)}. Resume "
                 f"with the same command, or choose another --out."

@@ -25,7 +25,7 @@ from hypervla.runtime.provenance import code_commit, machine
 from hypervla.training import resume as resuming
 from hypervla.training.batches import batches
 from hypervla.training.initial import start_from, with_sources
-from hypervla.training.metrics import Metrics
+from hypervla.training.metrics import Metrics, reports
 from hypervla.training.optimizer import make_optimizer, rate_factor, set_rates, update_average
 from hypervla.training.recipe import Settings
 
@@ -81,6 +81,15 @@ class Run:
             measured = [self.measures_of(batch.to(self.device)) for batch in held_back]
         self.model.train()
         return {name: float(torch.stack([found[name] for found in measured]).mean()) for name in measured[0]}
+
+    def is_kept(self) -> bool:
+        """Whether the checkpoint is that of the present step, and whole."""
+        try:
+            card = checkpoint.read_card(self.out)
+            checkpoint.read_weights(self.out / checkpoint.WEIGHTS, card.digest)
+        except UserError:
+            return False
+        return card.provenance.get("step") == self.step
 
     def save(self) -> None:
         """The state to resume from, and a checkpoint of the averaged weights."""
@@ -183,6 +192,12 @@ def learn(run: Run, *, workers: int, save_every: int, on_step: OnStep | None, mi
         stop_on_interrupt() as stop,
         batches(run.training, range(run.step, settings.steps), workers) as stream,
     ):
+        if run.step and not run.is_kept():  # a kill came between the state and the checkpoint
+            run.loss = reports(run.out)[-1]["loss"] if reports(run.out) else run.loss
+            run.save()
+        if minutes is not None and run.step and metrics.processor_seconds >= 60 * minutes:
+            print(f"{run.out} has had its {minutes:g} minutes already: nothing is left to do.")
+            return
         began, worked = time.monotonic(), time.process_time()
         for step, batch in enumerate(stream, start=run.step + 1):
             batch = batch.to(run.device)
