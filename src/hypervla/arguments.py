@@ -144,10 +144,11 @@ def read_image(path: Path) -> Image:
         raise UserError(f"'{path}' is not an image that can be read ({error}): save it as PNG or JPEG.") from error
 
 
-def check_outside(folder: Path, out: Path) -> None:
-    """Datasets stay as they are. Raises UserError for a place inside of one."""
-    if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
-        raise UserError(f"{out} is inside the dataset {folder}, which stays as it is: write to another place.")
+def check_outside(dataset: str | Path | None, *places: Path | None) -> None:
+    """Datasets stay as they are. Raises UserError for a place inside of one that is a folder here."""
+    for place in filter(None, places):
+        if dataset and Path(dataset).is_dir() and place.resolve().is_relative_to(Path(dataset).resolve()):
+            raise UserError(f"{place} is inside the dataset {dataset}, which stays as it is: write to another place.")
 
 
 def told(robot: Path | None, rows: Path | None, cameras: tuple[str, ...], paraphrases: Path | None = None) -> Told:

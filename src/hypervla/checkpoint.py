@@ -183,40 +183,30 @@ def read_card(folder: Path) -> Checkpoint:
         raise UserError(f"{folder} holds no checkpoint ({CARD} is missing): make one with `hypervla train`.")
     try:
         card = json.loads(path.read_text())
-        known = card["format"] in (1, FORMAT)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise _no_card(path, error) from error
-    if not known:
-        raise UserError(
-            f"{path} is of checkpoint format {card['format']}, but this version of hypervla reads {FORMAT}: install a "
-            "newer one."
-        )
-    try:
-        if card["format"] == 1:
-            robot = {"embodiment": card["embodiment"], "normalisation": card["normalisation"]}
-            card["robots"] = {card["embodiment"]["name"]: robot}
-        for robot in card["robots"].values():
-            Embodiment.from_json(robot["embodiment"])
-        config = config_from_json(card["model"])
-        if not isinstance(config, ModelConfig):
-            raise TypeError("its model is no configuration of one")
-        if not all(isinstance(digest, str) for digest in (card["weights_sha256"], card.get("contexts_sha256", ""))):
-            raise TypeError("its sha256 are no texts")
-        return Checkpoint(
-            config=config,
-            robots=card["robots"],
-            provenance=card["provenance"],
-            digest=card["weights_sha256"],
-            contexts_digest=card.get("contexts_sha256"),
-        )
+        if card["format"] in (1, FORMAT):
+            return _from_json(card)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise _no_card(path, error) from error
-
-
-def _no_card(path: Path, error: Exception) -> UserError:
-    return UserError(
-        f"{path} is not a hypervla checkpoint card ({type(error).__name__}: {error}): copy the checkpoint again."
+        raise UserError(
+            f"{path} is not a hypervla checkpoint card ({type(error).__name__}: {error}): copy the checkpoint again."
+        ) from error
+    raise UserError(
+        f"{path} is of checkpoint format {card['format']}, but this version of hypervla reads {FORMAT}: install a "
+        "newer one."
     )
+
+
+def _from_json(card: dict[str, Any]) -> Checkpoint:
+    if card["format"] == 1:
+        card["robots"] = {card["embodiment"]["name"]: {key: card[key] for key in ("embodiment", "normalisation")}}
+    for robot in card["robots"].values():
+        Embodiment.from_json(robot["embodiment"])
+    config = config_from_json(card["model"])
+    if not isinstance(config, ModelConfig):
+        raise TypeError("its model is no configuration of one")
+    digest, contexts = card["weights_sha256"], card.get("contexts_sha256")
+    if not (isinstance(digest, str) and isinstance(contexts, str | None)):
+        raise TypeError("its sha256 are no texts")
+    return Checkpoint(config, card["robots"], card["provenance"], digest=digest, contexts_digest=contexts)
 
 
 def load(folder: Path, device: str = "cpu") -> tuple[Any, Checkpoint, dict[str, Tensor]]:

@@ -37,8 +37,7 @@ def info(
     from hypervla.data.opening import open_dataset
     from hypervla.display import dataset_summary
 
-    if sheet is not None:
-        check_outside(Path(folder), sheet)
+    check_outside(folder, sheet)
     reader = open_dataset(folder, told(robot, rows, cameras))
     print(dataset_summary(reader))
     if sheet is not None:
@@ -91,7 +90,7 @@ def convert(
     from hypervla.data.libero_hdf5 import LiberoDemos
     from hypervla.data.opening import open_dataset
 
-    check_outside(Path(folder), out)
+    check_outside(folder, out)
     reader = open_dataset(folder, replace(told(robot, rows, cameras), drop_no_ops=drop_no_ops))
     convert_dataset(reader, out, version=to, images=images)
     if drop_no_ops and isinstance(reader, LiberoDemos):

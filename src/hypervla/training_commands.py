@@ -79,23 +79,27 @@ def train(
         if given and start is None:
             raise UserError(f"{flag} says what to take of a checkpoint: name it with --init.")
     options: dict[str, Any] = {"resume": resume, "device": check_device(device), "workers": workers}
-    if minutes is not None and not 0 < minutes < math.inf:
-        raise UserError(f"--minutes must be above 0, and finite, but {minutes} came.")
-    if workers < 0:
-        raise UserError(f"--workers must be 0 or more, but {workers} came.")
+    _check_numbers(minutes, workers)
     options |= {"minutes": minutes, "keep_pictures": pictures}
     options |= {"initial": start, "vision_only": vision_only, "new_statistics": new_statistics}
     datasets = open_mixture(data, named=mixture, told=told(robot, rows, cameras, paraphrases))
-    for place in filter(None, (out, pictures)):
-        for reader in datasets.readers:
-            if root := getattr(reader, "root", None):
-                check_outside(Path(root), place)
+    for root in (getattr(reader, "root", None) for reader in datasets.readers):
+        check_outside(root, out, pictures)
     show_mixture(datasets)
     from hypervla.training.loop import train as train_recipe
 
     chosen = override(find_recipe(recipe, datasets.readers[0].embodiment), changes)
     chosen = replace(chosen, sampling=replace(chosen.sampling, leave_out=leave_out))
     train_recipe(chosen, datasets, out, **options)
+
+
+def _check_numbers(minutes: float | None, workers: int) -> None:
+    from hypervla.contracts import UserError
+
+    if minutes is not None and not 0 < minutes < math.inf:
+        raise UserError(f"--minutes must be above 0, and finite, but {minutes} came.")
+    if workers < 0:
+        raise UserError(f"--workers must be 0 or more, but {workers} came.")
 
 
 def contexts(

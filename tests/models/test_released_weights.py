@@ -423,12 +423,10 @@ def test_a_truncated_pickle_and_a_folder_without_jax_are_refused(repository: Pat
 
 
 def test_a_small_file_that_unpacks_to_much_is_refused_before_it_does(tmp_path: Path) -> None:
-    with (
-        zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as members,
-        members.open("a.npy", "w") as file,
-    ):
-        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (2**27,)})
+    path, about = tmp_path / "bomb.npz", {"descr": "<f4", "fortran_order": False, "shape": (2**27,)}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as members, members.open("a.npy", "w") as file:
+        np.lib.format.write_array_header_1_0(file, about)
         for _ in range(512):
             file.write(bytes(2**20))
     with pytest.raises(UserError, match="would unpack to 0.5 GiB, which no file of weights does"):
-        read_npz(tmp_path / "bomb.npz")
+        read_npz(path)
