@@ -12,7 +12,13 @@ from tyro.conf import Positional, UseAppendAction, arg
 from hypervla.options import Cameras, Device, Flag, Initial, Out, Robot, Rows
 
 LeaveOut = UseAppendAction[
-    Annotated[tuple[str, ...], arg(help="Train on no episode with this instruction; several may be given.")]
+    Annotated[
+        tuple[str, ...],
+        arg(
+            help="Train on no episode with this instruction (its numbers do count in the statistics); several may be "
+            "given."
+        ),
+    ]
 ]
 
 
