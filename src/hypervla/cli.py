@@ -140,8 +140,6 @@ def act(
         image: What a camera sees now, at its size; with several cameras once for each, as NAME=FILE.
         proprio: The robot's own state, numbers with commas between.
     """
-    from hypervla.contracts import UserError
-
     if engine is not None:
         if checkpoint is not None:
             raise UserError("An engine acts without a checkpoint: leave out one of them.")

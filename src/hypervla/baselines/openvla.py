@@ -94,11 +94,10 @@ class OpenVLA(nn.Module):
         super().__init__()
         self.config = config
         tokenizer = load_tokenizer(config.model.language.tokenizer) if pretrained else None  # before much is allocated
-        if pretrained and config.source is not None:
-            find_folder(config.source)
+        folder = find_folder(config.source) if pretrained and config.source is not None else None
         self.model = VisionLanguageModel(config.model, pretrained)
-        if pretrained and config.source is not None:
-            load_published(config.source, self.model)
+        if folder is not None:
+            load_published(str(folder), self.model)
         if config.frozen:
             self.requires_grad_(False)
         if config.lora is not None:

@@ -44,7 +44,7 @@ class InMemory:
         wanted: dict[tuple[int, int], Path | None] = {}
         for dataset, reader in enumerate(mixture.readers):
             for camera in range(len(reader.embodiment.cameras)):
-                path = None if folder is None else folder / f"{self._name(mixture, dataset, camera, side)}.npy"
+                path = None if folder is None else folder / f"{self._name(dataset, camera, side)}.npy"
                 kept = None if path is None else _kept(path, (len(reader.actions), side, side, 3))
                 if kept is None:
                     wanted[dataset, camera] = path
@@ -57,10 +57,10 @@ class InMemory:
                     shape = (len(mixture.readers[dataset].actions), side, side, 3)
                     self.images[dataset, camera] = self._decode(pool, advance, dataset, camera, shape, path)
 
-    def _name(self, mixture: Mixture, dataset: int, camera: int, side: int) -> str:
+    def _name(self, dataset: int, camera: int, side: int) -> str:
         """Says what decoded pictures depend on; three of them say the rest: where a robot file or a row of Open
         X-Embodiment has the camera's pictures from, and how they are made smaller."""
-        reader = mixture.readers[dataset]
+        reader = self._decoded.readers[dataset]
         rows = len(reader.actions)
         some = self._decoded(dataset, camera, sorted({0, rows // 2, rows - 1}))
         digests = [hashlib.sha256(np.ascontiguousarray(picture).data).hexdigest() for picture in some]

@@ -40,9 +40,14 @@ class Plan:
         return json.loads(json.dumps({"version": PLAN_VERSION, **asdict(self)}))
 
 
+def most_failures(wanted: int) -> int:
+    """With more than so many at a task it is given up."""
+    return 20 + 4 * wanted
+
+
 def most_attempts(wanted: int) -> int:
-    """After so many at a task, with fewer successes than wanted, it is given up."""
-    return 21 + 5 * wanted
+    """All that can be made at a task: its successes, and one failure more than are borne."""
+    return wanted + most_failures(wanted) + 1
 
 
 @dataclass
@@ -73,7 +78,7 @@ class Tally:
 
     @property
     def hopeless(self) -> bool:
-        return len(self.ended) >= most_attempts(self.wanted)
+        return self.failed > most_failures(self.wanted)
 
 
 def tallies_of(staging: Path, plan: Plan) -> list[Tally]:

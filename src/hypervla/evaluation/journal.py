@@ -21,9 +21,9 @@ class Journal:
         self.path = path
         lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []  # a torn last line is dropped
         try:
-            head, *rows = [json.loads(line) for line in lines] or [{"conditions": asdict(conditions)}]
-            there = Conditions.from_json(head["conditions"])
-            records = [TrialRecord.from_json(row) for row in rows]
+            rows = [json.loads(line) for line in lines]
+            there = Conditions.from_json(rows[0]["conditions"]) if rows else conditions
+            records = [TrialRecord.from_json(row) for row in rows[1:]]
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{path} is not the journal of an evaluation: choose another --out or delete it."

@@ -170,6 +170,11 @@ class Results:
         return {task: Rate.of(trial.success for trial in trials) for task, trials in self.trials_by_task.items()}
 
     @cached_property
+    def by_scene(self) -> Mapping[tuple[str, int], bool]:
+        """Whether each task was done in each scene (its seed)."""
+        return {(trial.task, trial.environment_seed): trial.success for trial in self.trials}
+
+    @cached_property
     def suite(self) -> Suite | None:
         """The suite as it is here; None for one that is not known here."""
         make = SUITES.get(self.conditions.suite)
@@ -296,7 +301,7 @@ def failures(trials: Sequence[Trial]) -> dict[str, int]:
 
 def paired(first: Results, second: Results) -> PairedDifference:
     """Second minus first on the same tasks and scenes. Raises UserError unless both tried exactly the same ones."""
-    before, after = _by_scene(first), _by_scene(second)
+    before, after = first.by_scene, second.by_scene
     check_pairs(first, second.conditions.suite, after)
     gained = sum(after[scene] and not success for scene, success in before.items())
     lost = sum(success and not after[scene] for scene, success in before.items())
@@ -309,17 +314,12 @@ def check_pairs(first: Results, suite: str, scenes: Collection[tuple[str, int]])
         raise UserError(
             f"Paired results want the same scenes twice, but {first.conditions.suite} and {suite} have others."
         )
-    known = _by_scene(first).keys()
+    known = first.by_scene.keys()
     if not known or known != set(scenes):
         raise UserError(
             f"Paired results want the same scenes twice, but {len(known & set(scenes))} of {len(known)} and "
             f"{len(scenes)} are shared: evaluate both with the same suite, tasks, trials and seed."
         )
-
-
-def _by_scene(results: Results) -> Mapping[tuple[str, int], bool]:
-    """Whether each task was done in each scene."""
-    return {(trial.task, trial.environment_seed): trial.success for trial in results.trials}
 
 
 def save_whole(path: Path, content: bytes) -> None:

@@ -138,7 +138,6 @@ def _libero(part: str, whose: str) -> Suite:
     from hypervla.simulation import libero
 
     protocol = libero.PROTOCOLS[whose]
-    middle = RELEASED_MIDDLE if whose == "-hypervla" else 1.0
     return Suite(
         name=f"libero-{part}{whose}",
         tasks=libero.tasks()[part],
@@ -148,7 +147,7 @@ def _libero(part: str, whose: str) -> Suite:
         success_rule=protocol.rule(part),
         scene=libero.scene(),
         trials=50,
-        middle=middle,
+        middle=RELEASED_MIDDLE if whose == "-hypervla" else 1.0,
         max_steps=protocol.steps[part],
         scenes=dict.fromkeys(libero.tasks()[part], libero.STORED),
         make=partial(_libero_demonstrated, part, whose),
@@ -159,7 +158,6 @@ def _libero(part: str, whose: str) -> Suite:
 def _simpler(name: str, drawn: bool) -> Suite:
     from hypervla.simulation import simpler
 
-    middle = RELEASED_MIDDLE if drawn else 1.0
     return Suite(
         name=name,
         tasks=tuple(simpler.TASKS),
@@ -170,7 +168,7 @@ def _simpler(name: str, drawn: bool) -> Suite:
         "carrot and cube press on it; SIMPLER also wants these to touch nothing else.",
         scene=simpler.scene(),
         trials=20 if drawn else simpler.SCENES,
-        middle=middle,
+        middle=RELEASED_MIDDLE if drawn else 1.0,
         max_steps=max(task.steps for task in simpler.TASKS.values()),
         task_steps={name: task.steps for name, task in simpler.TASKS.items()},
         scenes={} if drawn else dict.fromkeys(simpler.TASKS, simpler.SCENES),
@@ -214,7 +212,6 @@ def _simpler_google(name: str) -> Suite:
 
     steps = {task: simpler_google.TASKS[task].steps for task in simpler_google.SETS[name]}
     drawn = name in simpler_google.DRAWN
-    middle = RELEASED_MIDDLE if drawn else 1.0
     return Suite(
         name=name,
         tasks=tuple(steps),
@@ -225,7 +222,7 @@ def _simpler_google(name: str) -> Suite:
         "other with nothing knocked over; the drawer is 15 cm open, or within 5 cm of closed.",
         scene=simpler_google.NEVER_RUN,
         trials=20 if drawn else 36,
-        middle=middle,
+        middle=RELEASED_MIDDLE if drawn else 1.0,
         max_steps=max(steps.values()),
         task_steps=steps,
         scenes={} if drawn else {task: simpler_google.TASKS[task].grid for task in steps},
@@ -266,8 +263,6 @@ def _libero_sentences(task: str, instructions: InstructionSet) -> tuple[str, ...
 
 RELEASED_MIDDLE = 0.9
 """As HyperVLA's released code is run (--crop), whose policies were trained on random crops."""
-
-
 IN_SCENE_OF = " in the scene of "
 
 

@@ -24,18 +24,14 @@ class InstructedPolicy:
 
     def __init__(self, model: Any, robot: Robot, instruction: str, device: str, digest: str = "") -> None:
         """`digest` is the checkpoint's."""
-        self._digest = digest
         self.model, self.instruction, self.device = model, instruction, device
         self.embodiment, self.normalizer = robot.embodiment, robot.normalizer
         self.last_timing = Timing(0.0, 0.0, 0.0)
+        about = json.dumps([digest, self.embodiment.to_json(), self.normalizer.digest, instruction], sort_keys=True)
+        self.policy_id = hashlib.sha256(about.encode()).hexdigest()[:16]
+        """Sixteen letters that stand for checkpoint, robot and instruction, which the model is told at every step."""
         self._seen: list[tuple[np.ndarray, np.ndarray | None]] = []
         """The observations of this episode that the window still holds, the newest last: images and proprio."""
-
-    @property
-    def policy_id(self) -> str:
-        """Sixteen letters that stand for checkpoint, robot and instruction, which the model is told at every step."""
-        about = [self._digest, self.embodiment.to_json(), self.normalizer.digest, self.instruction]
-        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
 
     @torch.inference_mode()
     def act(self, observation: Observation) -> ActionChunk:

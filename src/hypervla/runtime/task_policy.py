@@ -149,8 +149,9 @@ class TaskPolicy:
     def policy_id(self) -> str:
         """Sixteen letters that stand for the weights and all that the card says: checkpoint, robot, how its numbers are
         normalised, instruction."""
-        about = json.dumps(self.card.to_json(), sort_keys=True).encode()
-        self._id = self._id or hashlib.sha256(about + self.weights.tobytes()).hexdigest()[:16]
+        if self._id is None:
+            about = json.dumps(self.card.to_json(), sort_keys=True).encode()
+            self._id = hashlib.sha256(about + self.weights.tobytes()).hexdigest()[:16]
         return self._id
 
     def act(self, observation: Observation) -> ActionChunk:

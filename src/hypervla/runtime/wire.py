@@ -157,8 +157,9 @@ def decode_actions(message: Mapping[str, Any], embodiment: Embodiment) -> Action
     if not isinstance(actions, np.ndarray) or actions.ndim != 2 or actions.shape[1] != wanted or not len(actions):
         came = getattr(actions, "shape", type(actions).__name__)
         raise WireError(f"{embodiment.name} takes chunks of {wanted} numbers a step, but {came} came.")
-    with np.errstate(over="ignore"):
-        numbers = actions.astype(np.float32) if actions.dtype.kind in "iuf" else np.full(1, np.nan)
-    if not np.isfinite(numbers).all():
-        raise WireError("The server's actions hold something else than finite numbers.")
-    return ActionChunk(numbers)
+    if actions.dtype.kind in "iuf":
+        with np.errstate(over="ignore"):
+            numbers = actions.astype(np.float32)
+        if np.isfinite(numbers).all():
+            return ActionChunk(numbers)
+    raise WireError("The server's actions hold something else than finite numbers.")

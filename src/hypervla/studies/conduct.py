@@ -38,10 +38,11 @@ def _known(out: Path) -> dict[str, Any] | None:
         return None
     try:
         found = json.loads(path.read_text())
-        assert {"study", "trials"} <= found.keys()
-        return found
-    except (ValueError, AssertionError, AttributeError) as error:
-        raise UserError(f"{path} is damaged: choose another --out, or delete that folder.") from error
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not {"study", "trials"} <= found.keys():
+        raise UserError(f"{path} is damaged: choose another --out, or delete that folder.")
+    return found
 
 
 def begun(study: Study, out: Path) -> tuple[Study, Budget]:

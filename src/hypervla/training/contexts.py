@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,10 +47,8 @@ def keep_contexts(folder: Path, mixture: Mixture, device: str = "cpu", seed: int
         raise UserError(f"{folder} holds a model without a hypernetwork, which reads no task contexts.")
     check_data(about, mixture)
     random, size, left_out = np.random.default_rng(seed), model.config.image_size, _left_out(about)
-    fitted, judged = (
-        [context for context in draw(mixture, count, size, random, held_back=held_back) if context.task not in left_out]
-        for count, held_back in ((FITTED, False), (JUDGED, True))
-    )
+    fitted = draw(mixture, FITTED, size, random, held_back=False, left_out=left_out)
+    judged = draw(mixture, JUDGED, size, random, held_back=True, left_out=left_out)
     if len({(context.sentence, context.images.tobytes()) for context in fitted}) < LEAST:
         return None
     tasks = [context.task for context in fitted]
@@ -70,17 +68,27 @@ def check_data(about: checkpoint.Checkpoint, mixture: Mixture) -> None:
             )
 
 
-def _left_out(about: checkpoint.Checkpoint) -> Sequence[str]:
+def _left_out(about: checkpoint.Checkpoint) -> Collection[str]:
     """Instructions that were in the data and not trained on."""
     return about.provenance.get("recipe", {}).get("sampling", {}).get("leave_out", ())
 
 
-def draw(mixture: Mixture, count: int, size: int, random: np.random.Generator, *, held_back: bool) -> list[Context]:
+def draw(
+    mixture: Mixture,
+    count: int,
+    size: int,
+    random: np.random.Generator,
+    *,
+    held_back: bool,
+    left_out: Collection[str] = (),
+) -> list[Context]:
     """Sentences, in any way they are said, with the first images of their episodes; every dataset has its share. An
     episode without a sentence is passed over."""
     drawn: list[Context] = []
     for reader, share in zip(mixture.readers, mixture.shares, strict=True):
         chosen = np.isin(np.arange(len(reader)), reader.validation_episodes) == held_back
+        if left_out:
+            chosen &= [reader.instruction(int(row)) not in left_out for row in reader.starts[:-1]]
         episodes = random.permutation(np.flatnonzero(chosen))
         wanted = round(share * count)
         for episode in np.resize(episodes, wanted) if len(episodes) else []:

@@ -50,9 +50,9 @@ def train(
     `initial` is a checkpoint to start from, with a fresh optimizer: robots it knows keep their statistics (but with
     `new_statistics` have this data's), tensors that do not fit start afresh and are listed; with `vision_only` its
     shared vision backbone alone is taken. With `minutes` the run ends after so much processor time, if its steps have
-    not ended it before. Batches are made by `workers`
-    processes beside this one, or here when 0; they are the same for any number. All images are decoded first when
-    they fit the recipe's memory; `keep_pictures` is a folder that keeps them, however many, for the next run.
+    not ended it before. Batches are made by `workers` processes beside this one, or here when 0; they are the same for
+    any number. All images are decoded first when they fit the recipe's memory; `keep_pictures` is a folder that keeps
+    them, however many, for the next run.
     `on_step(step, model)` is called after each step. At the end the task contexts of the training are kept with the
     checkpoint of a HyperVLA. With `resume` the run in `out` continues bit for bit (on the same machine and thread
     count). Raises UserError for unfit data or folders; Ctrl-C saves and raises KeyboardInterrupt.

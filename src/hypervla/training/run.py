@@ -193,7 +193,8 @@ def learn(run: Run, *, workers: int, save_every: int, on_step: OnStep | None, mi
         batches(run.training, range(run.step, settings.steps), workers) as stream,
     ):
         if run.step and not run.is_kept():  # a kill came between the state and the checkpoint
-            run.loss = reports(run.out)[-1]["loss"] if reports(run.out) else run.loss
+            if said := reports(run.out):
+                run.loss = said[-1]["loss"]
             run.save()
         if minutes is not None and run.step and metrics.processor_seconds >= 60 * minutes:
             print(f"{run.out} has had its {minutes:g} minutes already: nothing is left to do.")
